@@ -1,0 +1,201 @@
+"""One side of a paired timing: builds kernels and times short blocks of calls when it is told to.
+
+Started by path in any interpreter that has torch: ``python bench_worker.py [--device cpu] [--threads 1] [--cpus 0,1]``. It
+speaks JSON lines: first a line about itself, then one reply to each request read from standard input.
+
+    {"do": "bind", "cpu": 0}                 keep to that CPU                                   -> {"bound": true}
+    {"do": "probe", "seconds": 0.01}         spin, and say what share of a CPU was had          -> {"share": 0.98}
+    {"do": "build", "kernel": NAME, ...}     build and warm up a kernel, time one call roughly  -> {"ns": 5210.0}
+    {"do": "block", "calls": 95}             warm up, then time samples of that many calls      -> {"ns": 5105.2}
+    {"do": "quit"}
+
+`ns` is nanoseconds a call. A kernel that this torch lacks is answered by {"unsupported": "why"}, any other
+failure by {"error": "why"}. "copy:BYTES" and "triad:BYTES" are kernels too. `"slowdown": 0.05` in a build
+plants a busy loop of that share of the call: the means by which the method's power is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import sys
+import time
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Callable
+
+SAMPLES = 4
+WARM_NS = 300_000
+SAMPLE_NS = 500_000
+
+
+def load_kernels() -> Any:
+    """The module beside this file, without its folder on the path, where it could shadow other imports."""
+    spec = importlib.util.spec_from_file_location("kernels", Path(__file__).with_name("kernels.py"))
+    assert spec and spec.loader
+    sys.modules["kernels"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Clock:
+    """Times a number of calls by the wall clock; on a device that works on its own, waits for it to finish."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        kind = device.partition(":")[0]
+        self.wait: Callable[[], Any] = getattr(getattr(torch, kind, None), "synchronize", lambda: None)
+        if kind == "cuda":
+            self.time = self._events
+
+    def time(self, call: Callable[[], Any], calls: int) -> float:
+        """Nanoseconds for `calls` calls."""
+        self.wait()
+        start = time.perf_counter_ns()
+        for _ in repeat(None, calls):
+            call()
+        self.wait()
+        return time.perf_counter_ns() - start
+
+    def _events(self, call: Callable[[], Any], calls: int) -> float:
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.wait()
+        start.record()
+        for _ in repeat(None, calls):
+            call()
+        end.record()
+        self.wait()
+        return start.elapsed_time(end) * 1e6
+
+
+class Worker:
+    """Answers the requests; one kernel is held at a time."""
+
+    def __init__(self, device: str) -> None:
+        self.kernels = load_kernels()
+        self.device = device
+        self.clock = Clock(device)
+        self.call: Callable[[], Any] = lambda: None
+        self.extra_ns = 0.0
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return getattr(self, "do_" + request.pop("do"))(**request)
+        except self.kernels.Unsupported as missing:
+            return {"unsupported": str(missing)}
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+
+    def do_bind(self, cpu: int) -> dict[str, Any]:
+        """Every thread of the process is moved, for torch started its own at import."""
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), {cpu})
+        return {"bound": True}
+
+    def do_probe(self, seconds: float) -> dict[str, Any]:
+        start, cpu = time.perf_counter(), time.process_time()
+        while time.perf_counter() - start < seconds:
+            pass
+        return {"share": (time.process_time() - cpu) / (time.perf_counter() - start)}
+
+    def do_build(self, kernel: str, seed: int = 0, slowdown: float = 0.0) -> dict[str, Any]:
+        self.call, self.extra_ns = (lambda: None), 0.0  # the last kernel's memory is free before the next is built
+        gc.collect()
+        limit, _, size = kernel.partition(":")
+        if size:
+            self.call = getattr(self.kernels, "build_" + limit)(int(size), self.device)
+        else:
+            self.call = self.kernels.build(self.kernels.Kernel.parse(kernel), self.device, seed)
+        for _ in range(3):
+            self.call()
+        rough = min(self.clock.time(self.call, 1) for _ in range(5))
+        calls = max(1, int(SAMPLE_NS / 2 / rough))
+        ns = min(self.clock.time(self.call, calls) for _ in range(2)) / calls
+        self.extra_ns = slowdown * ns
+        return {"ns": ns * (1 + slowdown)}
+
+    def do_block(self, calls: int) -> dict[str, Any]:
+        """The best of the samples that were not interrupted (of all, when all were)."""
+        until = time.perf_counter_ns() + WARM_NS
+        while time.perf_counter_ns() < until:
+            self.clock.time(self.call, 1)
+        samples = []
+        for _ in range(SAMPLES):
+            before = preemptions()
+            ns = self.clock.time(self.call, calls)
+            if self.extra_ns:
+                ns += spin(self.extra_ns * calls)
+            samples.append((preemptions() > before, ns / calls))
+        return {"ns": min(ns for interrupted, ns in samples if interrupted == min(samples)[0])}
+
+
+def spin(nanoseconds: float) -> float:
+    """Keeps the CPU busy for so long; returns the nanoseconds it took."""
+    start = now = time.perf_counter_ns()
+    while now - start < nanoseconds:
+        now = time.perf_counter_ns()
+    return now - start
+
+
+def preemptions() -> int:
+    """How often the scheduler has taken this process off its CPU; 0 where it cannot be asked."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What is said of this side in reports: version, build, interpreter, CPU capability."""
+    import torch
+
+    build = next((f"{name} {v}" for name in ("cuda", "hip", "xpu") if (v := getattr(torch.version, name, None))), "cpu")
+    capability = getattr(getattr(torch.backends, "cpu", None), "get_cpu_capability", lambda: "unknown")()
+    return {
+        "torch": torch.__version__,
+        "git": torch.version.git_version,
+        "build": build,
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": capability,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="one side of a paired timing; see the module's docstring")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpus", help="comma separated; where to stay while importing")
+    options = parser.parse_args()
+    if options.cpus:
+        os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not end up among the replies
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    worker = Worker(options.device)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    print(json.dumps(describe(options.device)), file=replies)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "quit":
+            return
+        print(json.dumps(worker.answer(request)), file=replies)
+
+
+if __name__ == "__main__":
+    main()
