@@ -1,0 +1,1 @@
+"""The wrong torches, grouped by chapter."""

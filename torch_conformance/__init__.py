@@ -1,0 +1,3 @@
+"""The executable specification of PyTorch's training semantics."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,60 @@
+"""The axes that every test is crossed with: device, dtype, layout and via (how the subject is executed)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+PRECISE = ("float32", "float64")
+REDUCED = ("bfloat16", "float16")
+FLOATING = PRECISE + REDUCED
+COMPLEX = ("complex64", "complex128")
+DTYPES = FLOATING + COMPLEX
+LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "expanded")
+VIAS = ("eager", "functional", "vmap", "aot", "compile", "export")
+AXES = ("dtype", "layout", "via")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the axes; its text stands in the test's id, the usual values left out."""
+
+    device: str
+    dtype: str
+    layout: str = "contiguous"
+    via: str = "eager"
+
+    def __str__(self) -> str:
+        unusual = [self.layout] * (self.layout != "contiguous") + [self.via] * (self.via != "eager")
+        return "-".join([self.device, self.dtype, *unusual])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What one test ranges over. Without dtypes it makes no difference to the test, and one stands for all."""
+
+    dtype: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ("contiguous",)
+    via: tuple[str, ...] = VIAS
+
+    @classmethod
+    def declared(cls, **named: str | Sequence[str]) -> Axes:
+        """From the arguments of ``@axes(dtype=…, layout=…, via=…)``. Raises `ValueError` for what is unknown."""
+        known = dict(zip(AXES, (DTYPES, LAYOUTS, VIAS), strict=True))
+        values: dict[str, tuple[str, ...]] = {}
+        for name, given in named.items():
+            if name not in known:
+                raise ValueError(f"no axis named {name!r}; there are {', '.join(AXES)}")
+            values[name] = (given,) if isinstance(given, str) else tuple(given)
+            if unknown := [value for value in values[name] if value not in known[name]]:
+                raise ValueError(f"no {name} named {unknown[0]!r}; there are {', '.join(known[name])}")
+        return cls(**values)
+
+    def points(self, device: str, dtypes: Sequence[str], vias: Sequence[str]) -> Iterator[Point]:
+        """The points of this test on one device, within the dtypes and vias asked for."""
+        chosen = [name for name in self.dtype if name in dtypes] if self.dtype else list(dtypes[:1])
+        for via in vias:
+            if via in self.via:
+                for dtype in chosen:
+                    for layout in self.layout:
+                        yield Point(device, dtype, layout, via)

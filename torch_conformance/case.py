@@ -1,0 +1,147 @@
+"""The case: what a test is given to make its subject, run it and judge it at one point of the axes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from torch_conformance import checks, devices, state, vias
+from torch_conformance.axes import Point
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Unsupported(pytest.skip.Exception):  # type: ignore[misc, name-defined]
+    """The device, the dtype or the version lacks what the test needs; the message is the reason."""
+
+
+class Case:
+    """One test at one point of the axes.
+
+    Values are drawn from ``case.rng``, whose seed comes from the test's name, its parameters and ``--seed``; all dtypes
+    and devices see the same values, rounded. Checks record their headroom, so that a case that holds says by how much.
+    """
+
+    def __init__(self, point: Point, name: str, seed: int) -> None:
+        self.point = point
+        self.device = torch.device(point.device)
+        self.dtype: torch.dtype = getattr(torch, point.dtype)
+        self.layout = point.layout
+        self.via = point.via
+        self.headroom: float | None = None
+        self.executed = False
+        self.seed = zlib.crc32(f"{seed} {name}".encode())
+        self.rng = np.random.default_rng(self.seed)
+        torch.manual_seed(self.seed)
+
+    # -- subjects ----------------------------------------------------------------------------------------------------
+
+    def tensor(
+        self, *shape: int, loc: float = 0.0, spread: float = 1.0, requires_grad: bool = False, dtype: Any = None
+    ) -> torch.Tensor:
+        """Normal values of this mean and standard deviation, in the case's dtype, layout and device."""
+        return self.tensor_of(loc + spread * self.rng.standard_normal(shape), requires_grad=requires_grad, dtype=dtype)
+
+    def tensor_of(self, values: Any, *, requires_grad: bool = False, dtype: Any = None) -> torch.Tensor:
+        """These values, rounded to the case's dtype, in its layout and on its device; a leaf."""
+        made = torch.as_tensor(np.asarray(values)).to(dtype or self.dtype).to(self.device)
+        return lay_out(made, self.layout).detach().requires_grad_(requires_grad)
+
+    def module(self, cls: Callable[..., M], *args: Any, **kwargs: Any) -> M:
+        """The layer in the case's dtype on its device, executed by its via, parameters and buffers randomised."""
+        layer = cls(*args, **kwargs).to(device=self.device, dtype=self.dtype)
+        self.randomise(layer)
+        return vias.module(layer, self)
+
+    def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, executed by the case's via."""
+        return vias.function(function, self)
+
+    @torch.no_grad()
+    def randomise(self, layer: nn.Module) -> None:
+        """Move every parameter and buffer away from its default, to values that a trained layer might hold."""
+        for name, parameter in layer.named_parameters():
+            values = self.rng.standard_normal(tuple(parameter.shape))
+            if parameter.ndim > 1:
+                values /= np.sqrt(parameter[0].numel())
+            elif name.endswith("weight"):
+                values = np.sign(values) * self.rng.uniform(0.5, 1.5, values.shape)
+            parameter.copy_(torch.as_tensor(values))
+        for name, buffer in layer.named_buffers():
+            if not buffer.is_floating_point():
+                values = np.floor(self.rng.uniform(3, 9, tuple(buffer.shape)))
+            elif "var" in name:
+                values = self.rng.uniform(0.5, 2.0, tuple(buffer.shape))
+            else:
+                values = self.rng.standard_normal(tuple(buffer.shape))
+            buffer.copy_(torch.as_tensor(values))
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def close(self, actual: torch.Tensor, expected: Any, *, k: float, scale: Any = None) -> None:
+        """The result lies within ``k · eps(dtype) · scale`` of the reference; scale defaults to ``|expected|``."""
+        devices.synchronise(self.device)
+        found = checks.closeness(actual, expected, k=k, scale=scale)
+        self.record(found.headroom)
+        if not found.headroom <= 1:
+            raise checks.Violation(f"not within {k:g} eps of the law, {found}")
+
+    def same(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+        """Both are alike in dtype, shape and every bit."""
+        devices.synchronise(self.device)
+        checks.same(actual, expected)
+        self.record(0.0)
+
+    def binomial(self, successes: int | torch.Tensor, trials: int, p: float, *, false_alarm: float = 1e-9) -> None:
+        """The count is one of independent draws of probability ``p``; a correct torch fails once in 1/false_alarm."""
+        self.record(checks.binomial(int(successes), trials, p, false_alarm=false_alarm))
+
+    def raises(
+        self, kind: type[BaseException] | tuple[type[BaseException], ...], words: str
+    ) -> AbstractContextManager[None]:
+        """The block raises this error, with a message in which the regex is found (case does not matter)."""
+        return checks.raises(kind, words)
+
+    @contextmanager
+    def unchanged(self, module: nn.Module | None = None, *, but: Iterable[str] = (), **named: Any) -> Iterator[None]:
+        """The block changes exactly what ``but`` names of the module, the tensors and the global state."""
+        subjects = {"": module, **named} if module is not None else named
+        devices.synchronise(self.device)
+        with state.changes_only(subjects, but, [self.device]):
+            yield
+            devices.synchronise(self.device)
+
+    def unsupported(self, reason: str) -> Unsupported:
+        """``raise case.unsupported(reason)``: this device, dtype, version or via cannot express the test."""
+        return Unsupported(reason)
+
+    def record(self, headroom: float) -> None:
+        self.headroom = max(headroom, self.headroom or 0.0)
+
+
+def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values in another memory layout. Raises `Unsupported` where the rank allows none such."""
+    if layout == "contiguous":
+        return tensor
+    if layout == "channels_last":
+        if tensor.ndim not in (4, 5):
+            return tensor
+        return tensor.contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d)
+    if tensor.ndim == 0:
+        return tensor
+    if layout == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "strided":
+        padded = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1, dtype=tensor.dtype, device=tensor.device)
+        view = padded[..., 1::2]
+        return view.copy_(tensor)
+    if layout == "expanded":
+        return tensor[:1].expand(tensor.shape)
+    raise ValueError(f"no layout named {layout!r}")

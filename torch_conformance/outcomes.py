@@ -1,0 +1,64 @@
+"""What became of a case: `holds`, `violated`, `deviates`, `unsupported` or `broken`, and the words for it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+import torch
+
+from torch_conformance.axes import REDUCED, Point
+
+OUTCOMES = ("holds", "violated", "deviates", "unsupported", "broken")
+LACKS = re.compile(
+    r"not implemented for '?(Half|BFloat16|Complex\w+|Double)|Could not run 'aten::|not (currently )?(implemented|supported) "
+    r"(for|on) (the |this )?(device|backend|'?\w+'? backend)|(does not|doesn't) support (float64|Half|BFloat16)",
+    re.IGNORECASE,
+)
+OURS = tuple(str(Path(__file__).parent.parent / folder) for folder in ("torch_conformance", "specs"))
+SUITE_ERRORS = (NameError, ImportError, SyntaxError, MemoryError, pytest.fail.Exception)
+OUT_OF_MEMORY: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict on one case, with its message and, where torch raised, the name of the error."""
+
+    name: str
+    message: str | None = None
+    error: str | None = None
+
+
+def judge(error: BaseException | None, point: Point) -> Outcome:
+    """The outcome of a test that ended with this error, or none."""
+    if error is None:
+        return Outcome("holds")
+    if isinstance(error, pytest.skip.Exception):
+        return Outcome("unsupported", str(error.msg))
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, AssertionError):
+        return Outcome("violated", text)
+    named = f"{type(error).__name__}: {text}"
+    if lacks(text, point):
+        return Outcome("unsupported", named.splitlines()[0])
+    if isinstance(error, (*SUITE_ERRORS, OUT_OF_MEMORY)) or raised_by_the_suite(error.__traceback__):
+        return Outcome("broken", named)
+    return Outcome("violated", f"raised {named}", type(error).__name__)
+
+
+def lacks(text: str, point: Point) -> bool:
+    """Whether torch says that it has no such kernel; of the CPU's own float32 and float64 nothing may be lacking."""
+    optional = point.dtype in REDUCED or point.device.partition(":")[0] != "cpu"
+    return optional and LACKS.search(text) is not None
+
+
+def raised_by_the_suite(traceback: TracebackType | None) -> bool:
+    """Whether the error arose in the machine or in a reference, and not in torch or at a call of it."""
+    innermost = ""
+    while traceback is not None:
+        innermost = traceback.tb_frame.f_code.co_filename
+        traceback = traceback.tb_next
+    return innermost.startswith(OURS)

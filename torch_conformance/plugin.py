@@ -1,0 +1,432 @@
+"""The pytest plugin: options, the ``case`` fixture, collection rules, verdicts, result file and score card.
+
+Loaded by the suite's ``conftest.py``, or with ``-p torch_conformance.plugin`` for claims and tests of one's own.
+Torch is imported only once the options have been read, so that a torch that cannot be imported is one clear line.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Generator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from torch_conformance import results, sources
+from torch_conformance.axes import LAYOUTS, VIAS, Axes, Point
+from torch_conformance.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch_conformance.case import Case
+    from torch_conformance.outcomes import Outcome
+    from torch_conformance.settings import Settings
+
+LETTERS = {"violated": "V", "deviates": "d", "unsupported": "u", "broken": "B"}
+REPEATABLE = ("device", "backend", "dtype", "via", "deviations")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("torch-conformance", "the executable specification of PyTorch's training semantics")
+
+    def repeatable(flag: str, metavar: str, help: str, **kwargs: Any) -> None:
+        group.addoption(flag, action="append", default=[], metavar=metavar, help=help, **kwargs)
+
+    repeatable("--device", "NAME", "repeatable; default: cpu and the accelerator that torch reports, if any")
+    repeatable("--backend", "MODULE", "imported first; registers an out-of-tree device")
+    repeatable("--dtype", "NAME", "repeatable; default: what the device's profile lists")
+    repeatable("--via", "NAME", "repeatable; eager (default), functional, vmap, aot, compile, export")
+    repeatable("--claim", "GLOB", "repeatable; run only the tests of these claims, as in 'dropout.*'")
+    repeatable("--deviations", "FILE", "repeatable; known violations, beside the project's own", type=Path)
+    group.addoption("--results", metavar="FILE", type=Path, help="write the result file (JSON Lines)")
+    group.addoption("--seed", metavar="N", type=int, default=0, help="default 0")
+    group.addoption("--threads", metavar="N", type=int, default=1, help="threads of torch on the CPU, default 1")
+    group.addoption("--mutant", metavar="ID", help="run against that wrong torch")
+    parser.addini("conformance_specs", "folders of claim files", type="paths", default=[])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "claim(*ids): the claims that the test asserts")
+    config.addinivalue_line("markers", "axes(dtype=(), layout=(), via=()): what the test ranges over")
+    if config.option.help or config.option.markers:
+        return
+    try:
+        import torch  # noqa: F401
+    except Exception as error:
+        raise pytest.UsageError(f"torch cannot be imported: {type(error).__name__}: {error}".splitlines()[0]) from None
+    from torch_conformance import mutation, settings
+
+    specs = config.getini("conformance_specs") or [settings.ROOT / "specs"]
+    try:
+        settled = settings.settle(config.option, specs)
+        if config.option.mutant:
+            config.add_cleanup(mutation.find(config.option.mutant).apply().close)
+        config.pluginmanager.register(Conformance(config, settled), "torch-conformance")
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Benchmarks are collected only when benchmarks are asked for."""
+    asked = config.getoption("benchmark_only", False) or config.getoption("benchmark_enable", False)
+    return True if collection_path.name.startswith("bench_") and not asked else None
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """What a test makes, runs and judges its subject with, at one point of the axes."""
+    from torch_conformance.case import Case
+
+    plugin = request.config.pluginmanager.getplugin("torch-conformance")
+    made = Case(request.param, seed_name(request.node), plugin.settings.seed)
+    request.node.stash[plugin.CASE] = made
+    return made
+
+
+def seed_name(item: pytest.Function) -> str:
+    """The same for all devices, dtypes, layouts and vias, so that they see the same values."""
+    return f"{item.nodeid.partition('[')[0]} {parameters(item)}"
+
+
+def parameters(item: pytest.Function) -> str:
+    """The test's own parameters as ``name=value``, the point of the axes left out."""
+    callspec = getattr(item, "callspec", None)
+    pairs = callspec.params.items() if callspec else ()
+    return ",".join(f"{key}={shorten(value)}" for key, value in pairs if key != "case")
+
+
+def shorten(value: Any) -> str:
+    name = getattr(value, "__name__", None)
+    return str(name) if name else str(value)
+
+
+class Conformance:
+    """The hooks of one session."""
+
+    CASE = pytest.StashKey["Case"]()
+    START = pytest.StashKey[float]()
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        from torch_conformance.scorecard import Tally
+
+        self.config = config
+        self.settings = settings
+        self.claims = settings.claims
+        self.is_worker = hasattr(config, "workerinput")
+        self.writer: results.Writer | None = None
+        if config.option.results and not self.is_worker:
+            self.writer = results.Writer(config.option.results)
+            self.writer.header(settings.header())
+        self.tally = Tally(settings)
+        self.started = time.perf_counter()
+        self.unmatched: list[str] = []
+
+    # -- collection --------------------------------------------------------------------------------------------------
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "case" not in metafunc.fixturenames:
+            return
+        mark = metafunc.definition.get_closest_marker("axes")
+        try:
+            axes = Axes.declared(**mark.kwargs) if mark else Axes()
+        except ValueError as error:
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
+        points = [
+            point
+            for profile in self.settings.profiles
+            for point in axes.points(profile.name, self.settings.dtypes or profile.dtypes, self.settings.vias)
+        ]
+        metafunc.parametrize("case", points, indirect=True, ids=str)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        tests = [item for item in items if claims_of(item) or "case" in getattr(item, "fixturenames", ())]
+        for item in tests:
+            self.require_known_claims(item)
+        self.require_a_test_for_every_claim(tests)
+        unwanted = {item for item in tests if is_empty(item) or not self.settings.selected & set(claims_of(item))}
+        if self.config.option.claim:
+            unwanted |= set(items) - set(tests)
+        if unwanted:
+            self.config.hook.pytest_deselected(items=list(unwanted))
+            items[:] = [item for item in items if item not in unwanted]
+
+    def require_known_claims(self, item: pytest.Item) -> None:
+        place = item.nodeid.partition("[")[0]
+        if not claims_of(item):
+            raise pytest.UsageError(f"{place} asserts no claim: mark it @claim(\"chapter.topic.detail\")")
+        if "case" not in getattr(item, "fixturenames", ()):
+            raise pytest.UsageError(f"{place} asserts a claim, so it must take the fixture case")
+        for name in claims_of(item):
+            if name not in self.claims or self.claims[name].retired:
+                raise pytest.UsageError(f"{place} names {name}, which no claim file in force lists")
+
+    def require_a_test_for_every_claim(self, tests: list[pytest.Item]) -> None:
+        """Known only where the whole suite was collected."""
+        if not self.is_whole():
+            return
+        tested = {name for item in tests for name in claims_of(item)}
+        bare = sorted(name for name, c in self.claims.items() if name not in tested and not c.retired)
+        if bare:
+            raise pytest.UsageError(f"no test asserts {', '.join(bare)}")
+
+    def is_whole(self) -> bool:
+        source = self.config.args_source.name
+        chosen = self.config.option
+        partial = chosen.keyword or chosen.markexpr or chosen.ignore or chosen.deselect or chosen.ignore_glob
+        return source == "TESTPATHS" and not partial
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        names = claims_of(item)
+        if names and not any(self.covers(name) for name in names):
+            import torch
+
+            from torch_conformance.case import Unsupported
+
+            ranges = " and ".join(sorted({str(self.claims[name].torch) for name in names}))
+            raise Unsupported(f"torch {torch.__version__} is outside the claim's range {ranges}")
+
+    def covers(self, name: str) -> bool:
+        import torch
+
+        return self.claims[name].covers(torch.__version__)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        if self.CASE not in item.stash:
+            return (yield)
+        from torch_conformance import switches
+
+        before = switches.read()
+        try:
+            result = yield
+        except BaseException:
+            switches.restore(before)
+            raise
+        if moved := switches.restore(before):
+            raise switches.Leak(f"the test left {', '.join(moved)} other than it found it")
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        report: Any = yield
+        ends = call.when == "call" or (call.when == "setup" and call.excinfo is not None)
+        if claims_of(item) and (ends or call.excinfo is not None):
+            self.conclude(item, call, report)
+        return report
+
+    def conclude(self, item: Any, call: pytest.CallInfo[None], report: Any) -> None:
+        """Turn pytest's report into the verdict on the case, and attach the lines of the result file."""
+        from torch_conformance import outcomes
+
+        point: Point = item.callspec.params["case"]
+        outcome = outcomes.judge(call.excinfo.value if call.excinfo else None, point)
+        facts = {
+            "test": item.nodeid.partition("[")[0],
+            "device": point.device,
+            "dtype": point.dtype,
+            "layout": point.layout,
+            "via": point.via,
+            "params": parameters(item),
+        }
+        outcome, excuse = self.excuse(outcome, claims_of(item), facts)
+        made = item.stash.get(self.CASE, None)
+        shared = {
+            "message": outcome.message,
+            "error": outcome.error,
+            "deviation": excuse,
+            "seconds": round(call.duration, 6),
+            "id": item.nodeid,
+        }
+        report.conformance = [
+            {
+                "claim": name,
+                **facts,
+                "outcome": outcome.name if self.covers(name) else "unsupported",
+                "headroom": made.headroom if made and outcome.name == "holds" else None,
+                **shared,
+            }
+            for name in claims_of(item)
+        ]
+        if outcome.name == "unsupported":
+            report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {outcome.message}")
+        report.outcome = {"holds": "passed", "violated": "failed", "broken": "failed"}.get(outcome.name, "skipped")
+        if outcome.name == "deviates":
+            report.wasxfail = excuse
+        if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
+            trace = f"\n{report.longrepr}" if outcome.name == "broken" or self.config.option.verbose > 1 else ""
+            report.longrepr = self.explain(item, call, outcome) + trace
+
+    def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
+        """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
+        import datetime
+
+        import torch
+
+        from torch_conformance.outcomes import Outcome
+
+        if outcome.name not in ("holds", "violated"):
+            return outcome, None
+        for entry in self.settings.deviations:
+            if not entry.speaks_of(torch.__version__) or not entry.matches(names, facts):
+                continue
+            message = outcome.message or ""
+            if entry.expired(torch.__version__, datetime.date.today()):
+                wrong = f"{entry.source} has expired ({entry.expires}); {message}"
+            elif outcome.name == "holds":
+                wrong = f"{entry.source} no longer shows: remove it or narrow it"
+            elif not entry.describes(message):
+                wrong = f"not as {entry.source} describes: {message}"
+            else:
+                return Outcome("deviates", f"{entry.reason} ({message})"), entry.source
+            return Outcome("violated", wrong, outcome.error), entry.source
+        return outcome, None
+
+    def explain(self, item: Any, call: pytest.CallInfo[None], outcome: Outcome) -> str:
+        """What a red case prints: claim, law, figures, place, and the command that runs just this case again."""
+        lines = [f"{outcome.name}  {item.nodeid}"]
+        for name in claims_of(item):
+            claim = self.claims[name]
+            lines += [f"claim     {name} ({claim.level})", f"says      {claim.says}"]
+            lines += [f"law       {claim.law}"] * bool(claim.law)
+        observed = (outcome.message or "").replace("\n", "\n          ")
+        lines += [f"observed  {observed}", f"where     {place(call, item)}", f"rerun     {self.rerun(item.nodeid)}"]
+        return "\n".join(lines)
+
+    def rerun(self, nodeid: Any) -> str:
+        """A command that can be pasted, and runs just this case as it ran here."""
+        chosen = self.config.option
+        here = str(self.config.cwd_relative_nodeid(nodeid))
+        words: list[str] = [sys.executable, "-m", "pytest", here, "--seed", str(chosen.seed)]
+        for name in REPEATABLE:
+            for value in getattr(chosen, name):
+                words += [f"--{name}", str(value)]
+        if chosen.threads != 1:
+            words += ["--threads", str(chosen.threads)]
+        if chosen.mutant:
+            words += ["--mutant", chosen.mutant]
+        return shlex.join(words)
+
+    # -- reporting ---------------------------------------------------------------------------------------------------
+
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        name = report.conformance[0]["outcome"] if getattr(report, "conformance", None) else None
+        if name not in LETTERS:
+            return None
+        return ("failed" if report.failed else name, LETTERS[name], name.upper())
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if self.is_worker:
+            return
+        if report.when == "???" and not hasattr(report, "conformance"):
+            report.conformance = crashed(report.nodeid, self.config.rootpath)
+        for record in getattr(report, "conformance", ()):
+            self.tally.add(record)
+            if self.writer:
+                self.writer.case(record)
+
+    def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
+        kind = warning_message.category
+        if self.writer and issubclass(kind, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
+            message = str(warning_message.message).splitlines()
+            test = nodeid.partition("[")[0]
+            self.writer.note("warning", {"test": test, "category": kind.__name__, "message": (message or [""])[0]})
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.is_worker:
+            return
+        self.unmatched = self.unmatched_deviations()
+        if self.unmatched and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.writer:
+            for name, cited in self.tally.drift:
+                self.writer.note("drift", {"claim": name, "docs": cited})
+            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                seconds = round(time.perf_counter() - self.started, 3)
+                self.writer.footer({"cases": self.tally.cases, "counts": dict(self.tally.counts), "seconds": seconds})
+
+    def unmatched_deviations(self) -> list[str]:
+        """Entries about what ran here that no case matched; known only where the whole suite ran."""
+        import torch
+
+        ran = {"device": [p.name for p in self.settings.profiles], "via": self.settings.vias}
+        return [
+            entry.source
+            for entry in self.settings.deviations
+            if self.is_whole()
+            and not self.settings.dtypes
+            and entry.claim in self.tally.outcomes
+            and entry.source not in self.tally.excused
+            and entry.speaks_of(torch.__version__)
+            and all(any(fnmatchcase(v, entry.globs.get(axis, "*")) for v in values) for axis, values in ran.items())
+        ]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if not self.tally.cases:
+            return
+        out = terminalreporter
+        out.section("score card")
+        for line in self.tally.lines():
+            out.line(line)
+        if drift := self.tally.drift:
+            out.line("")
+            out.line(f"text drift: the installed documentation no longer has the cited sentence of {len(drift)} claims")
+            for name, cited in drift:
+                out.line(f"  {name}  {cited}")
+        for source in self.unmatched:
+            out.line(f"deviation without a case: {source}: no case matched it; remove it or correct it", red=True)
+        out.line("")
+        path = self.config.option.results
+        out.line(f"result file: {path}" if path else "no result file: --results FILE writes one")
+
+
+def claims_of(item: pytest.Item) -> list[str]:
+    return [name for mark in item.iter_markers("claim") for name in mark.args]
+
+
+def is_empty(item: Any) -> bool:
+    """Whether the axes asked for leave the test no point, for which pytest collects a place holder."""
+    return not isinstance(item.callspec.params.get("case"), Point)
+
+
+def place(call: pytest.CallInfo[None], item: Any) -> str:
+    """File, line and code of the test at which the case failed."""
+    entries = [e for e in call.excinfo.traceback if e.path == item.path] if call.excinfo else []
+    if not entries:
+        return str(item.location[0])
+    return f"{item.location[0]}:{entries[-1].lineno + 1}: {str(entries[-1].statement).strip()}"
+
+
+def crashed(nodeid: str, root: Path) -> list[dict[str, Any]]:
+    """The lines of a case in which the interpreter died; xdist knows no more of it than its id."""
+    path, _, rest = nodeid.partition("::")
+    function, _, bracket = rest.partition("[")
+    words = [*bracket.rstrip("]").split("-"), "", ""]
+    layout, via = ([w for w in words if w in names] for names in (LAYOUTS, VIAS))
+    claims = [t.claims for t in sources.tests_in(root / path) if t.name == function]
+    return [
+        {
+            "claim": name,
+            "test": f"{path}::{function}",
+            "device": words[0],
+            "dtype": words[1],
+            "layout": (layout or ["contiguous"])[0],
+            "via": (via or ["eager"])[0],
+            "params": bracket.rstrip("]"),
+            "outcome": "violated",
+            "headroom": None,
+            "message": "the interpreter crashed",
+            "error": "crash",
+            "deviation": None,
+            "seconds": 0.0,
+            "id": nodeid,
+        }
+        for names in claims
+        for name in names
+    ]
+

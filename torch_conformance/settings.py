@@ -1,0 +1,102 @@
+"""The settings of a run: the options of pytest, checked, and what they lead to. Bad input is refused here."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import torch_conformance
+from torch_conformance import claims, deviations, devices
+from torch_conformance.axes import DTYPES, VIAS
+from torch_conformance.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+PRECISION_SWITCHES = (
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run ranges over and what it knows."""
+
+    chapters: dict[str, claims.Chapter]
+    selected: set[str]
+    profiles: tuple[devices.Profile, ...]
+    dtypes: tuple[str, ...]
+    vias: tuple[str, ...]
+    seed: int
+    deviations: tuple[deviations.Deviation, ...] = ()
+    flags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def claims(self) -> dict[str, claims.Claim]:
+        return claims.by_id(self.chapters)
+
+    def header(self) -> dict[str, Any]:
+        """The provenance of the run, as the first line of a result file holds it."""
+        return {
+            "suite": torch_conformance.__version__,
+            "torch": torch.__version__,
+            "torch_git": torch.version.git_version,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+            "devices": {p.name: {**p.header(), "name": p.description} for p in self.profiles},
+            "vias": list(self.vias),
+            "flags": self.flags,
+            "seed": self.seed,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+def settle(options: argparse.Namespace, spec_folders: list[Path]) -> Settings:
+    """Check the options and prepare torch. Raises `UsageError` with one line for what is wrong."""
+    known(options.dtype, DTYPES, "--dtype")
+    known(options.via, VIAS, "--via")
+    chapters = claims.load(spec_folders)
+    ids = claims.by_id(chapters)
+    for module in options.backend:
+        devices.load_backend(module)
+    torch.set_num_threads(options.threads)
+    names = options.device or devices.default_devices()
+    files = [path for path in [ROOT / "deviations.toml"] if path.exists()] + options.deviations
+    return Settings(
+        chapters=chapters,
+        selected=claims.select(ids, options.claim) if options.claim else set(ids),
+        profiles=tuple(devices.probe(name) for name in names),
+        dtypes=tuple(options.dtype),
+        vias=tuple(options.via) or ("eager",),
+        seed=options.seed,
+        deviations=tuple(entry for path in files for entry in deviations.load(path, ids)),
+        flags={**pin_precision(), "arguments": sys.argv[1:]},
+    )
+
+
+def known(given: list[str], names: tuple[str, ...], option: str) -> None:
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{option} {name}: unknown; there are {', '.join(names)}")
+
+
+def pin_precision() -> dict[str, Any]:
+    """Switch off what trades accuracy for speed, and say how every such switch stands."""
+    flags: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for owner, name in PRECISION_SWITCHES:
+        try:
+            setattr(owner, name, False)
+            flags[name] = getattr(owner, name)
+        except (AttributeError, AssertionError):  # this torch has no such switch
+            flags[name] = None
+    return flags
