@@ -109,8 +109,15 @@ class Forks:
             os.close(reader)
             silence()
             with os.fdopen(writer, "w") as out:
-                self.run(mutant, lambda line: print(json.dumps(line), file=out, flush=True))
-            status = 0
+
+                def emit(line: Mapping[str, Any]) -> None:
+                    print(json.dumps(line), file=out, flush=True)
+
+                try:
+                    self.run(mutant, emit)
+                    status = 0
+                except BaseException as error:
+                    emit({"status": "crashed", "detail": f"{type(error).__name__}: {error}"})
         finally:
             os._exit(status)
 
@@ -122,9 +129,8 @@ class Forks:
                 trial.status, trial.detail = message["status"], message["detail"]
             else:
                 trial.add(message)
-        if status and trial.status != "hung":
-            died = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "an error outside every test"
-            trial.status, trial.detail = "crashed", died
+        if os.WIFSIGNALED(status) and trial.status != "hung":
+            trial.status, trial.detail = "crashed", f"signal {os.WTERMSIG(status)}"
         trial.seconds = round(time.monotonic() - started, 3)
         return trial
 
@@ -143,6 +149,7 @@ class KillMatrix:
         self.options = options
         self.mutants = mutants
         self.trials: list[Trial] = []
+        self.baseline = Trial("", ())
         self.emit: Any = None
         self.items: dict[str, list[pytest.Item]] = defaultdict(list)
 
@@ -154,8 +161,8 @@ class KillMatrix:
                     self.items[name].append(item)
         self.session = session
         forks = Forks(self.run, self.options.jobs, self.options.timeout)
-        baseline = next(forks.trials([BASELINE]))
-        known_red = {case for cases in baseline.red.values() for case in cases}
+        (self.baseline,) = forks.trials([BASELINE])
+        known_red = {case for cases in self.baseline.red.values() for case in cases}
         for trial in forks.trials(self.mutants):
             trial.conclude(known_red)
             self.trials.append(trial)
@@ -165,7 +172,6 @@ class KillMatrix:
     def run(self, mutant: Mutant, emit: Any) -> None:
         """In the child: apply the mutant, run the tests, report every case."""
         config = self.session.config
-        config.pluginmanager.unregister(name="terminalreporter")
         self.emit = emit
         chosen = self.session.items if self.options.all or mutant is BASELINE else self.tests_of(mutant)
         try:
@@ -223,6 +229,10 @@ def execute(options: argparse.Namespace) -> int:
     status = pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:terminal"], plugins=[matrix])
     if not matrix.trials:
         raise UsageError(f"the suite could not be collected (pytest's exit status {int(status)})")
+    if matrix.baseline.status == "crashed":
+        raise UsageError(f"the suite crashes without any mutant: {matrix.baseline.detail}")
+    for case in sorted({case for cases in matrix.baseline.red.values() for case in cases}):
+        print(f"red without any mutant  {case}: it counts for no kill")
     return conclude(matrix.trials, options)
 
 
