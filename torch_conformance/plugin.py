@@ -157,7 +157,7 @@ class Conformance:
     def require_known_claims(self, item: pytest.Item) -> None:
         place = item.nodeid.partition("[")[0]
         if not claims_of(item):
-            raise pytest.UsageError(f"{place} asserts no claim: mark it @claim(\"chapter.topic.detail\")")
+            raise pytest.UsageError(f'{place} asserts no claim: mark it @claim("chapter.topic.detail")')
         if "case" not in getattr(item, "fixturenames", ()):
             raise pytest.UsageError(f"{place} asserts a claim, so it must take the fixture case")
         for name in claims_of(item):
@@ -259,7 +259,9 @@ class Conformance:
         if outcome.name == "deviates":
             report.wasxfail = excuse
         if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
-            trace = f"\n{report.longrepr}" if outcome.name == "broken" or self.config.option.verbose > 1 else ""
+            trace = (
+                f"\n{report.longrepr}" if outcome.name == "broken" or self.config.getoption("verbose", 0) > 1 else ""
+            )
             report.longrepr = self.explain(item, call, outcome) + trace
 
     def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
@@ -429,4 +431,3 @@ def crashed(nodeid: str, root: Path) -> list[dict[str, Any]]:
         for names in claims
         for name in names
     ]
-
