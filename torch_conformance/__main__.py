@@ -34,7 +34,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"torch-conformance {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, help in COMMANDS.items():
-        below = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", add_help=name != "run")
+        below = commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", add_help=name != "run"
+        )
         if name == command:
             importlib.import_module(f"torch_conformance.{module(name)}").configure(below)
     return top

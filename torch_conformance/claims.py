@@ -1,7 +1,7 @@
 """Claims: the sentences of the specification, loaded from ``specs/*.toml`` and validated.
 
 A claim's id is ``chapter.topic.detail``: the name of its file, then its table. Loading refuses everything that
-`docs/design` does not allow, so that a typing error in a claim file can never make a claim vanish.
+the rules do not allow, so that a typing error in a claim file can never make a claim vanish.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10: pytest brings tomli along
     import tomli as tomllib  # type: ignore[no-redef, import-not-found]
+
+__all__ = ["Chapter", "Claim", "ClaimError", "by_id", "load", "select", "tomllib"]
 
 LEVELS = ("must", "may", "myth")
 KEYS = {"says", "law", "level", "docs", "url", "torch", "belief", "retired"}
@@ -71,6 +73,7 @@ class Chapter:
     """One claim file: a title and its claims, in the order in which they read."""
 
     name: str
+    path: Path
     title: str
     claims: tuple[Claim, ...]
 
@@ -101,7 +104,7 @@ def load_chapter(path: Path) -> Chapter:
     claims = tuple(parse(path, topic, entry) for topic, entry in table.items())
     if not claims:
         raise ClaimError(f"{path}: holds no claim")
-    return Chapter(path.stem, title, claims)
+    return Chapter(path.stem, path, title, claims)
 
 
 def parse(path: Path, topic: str, entry: Any) -> Claim:
@@ -122,14 +125,14 @@ def parse(path: Path, topic: str, entry: Any) -> Claim:
     if entry.get("level") not in LEVELS:
         raise refuse(f"level must be one of {', '.join(LEVELS)}")
     if (entry["level"] == "myth") != ("belief" in entry):
-        raise refuse("belief and level = \"myth\" go together: belief is what is false, says the truth")
+        raise refuse('belief and level = "myth" go together: belief is what is false, says the truth')
     docs = entry.get("docs", [])
     if not isinstance(docs, list) or any(not isinstance(d, str) or not DOCS.fullmatch(d) for d in docs):
         raise refuse("docs must be a list of object#fingerprint, ten hex digits each (see the cite command)")
     try:
         versions = SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:
-        raise refuse(f"torch = {entry['torch']!r} is no version range such as \">=2.4\"") from None
+        raise refuse(f'torch = {entry["torch"]!r} is no version range such as ">=2.4"') from None
     return Claim(
         id=f"{path.stem}.{topic}",
         says=entry["says"],

@@ -6,7 +6,8 @@
     reason   = "Welford's update is skipped in the vectorised tail."
     observed = "1.3e-3 where 2e-6 is allowed"
     expires  = "2027-06-30"                  # a date, or a torch range: ">=2.17"
-    torch    = ">=2.3,<2.15"                 # optional, as are link and the globs test, device, dtype, layout, via, params
+    torch    = ">=2.3,<2.15"                 # optional, as is link
+    dtype    = "b*float16"                   # optional globs: test, device, dtype, layout, via, params
 
 A case that an entry matches must be violated, in the way that the entry describes; if it holds, the entry is out of
 date and the case is red. An entry that no case matches is an error.
@@ -94,8 +95,12 @@ def parse(source: str, entry: Mapping[str, Any], known: set[str]) -> Deviation:
     except (re.error, InvalidSpecifier) as error:
         raise UsageError(f"{source}: {error}") from None
     return Deviation(
-        source,
-        *(entry[key] for key in REQUIRED),
+        source=source,
+        claim=entry["claim"],
+        shows=entry["shows"],
+        reason=entry["reason"],
+        observed=entry["observed"],
+        expires=entry["expires"],
         link=entry.get("link"),
         torch=versions,
         globs={key: entry[key] for key in GLOBS if key in entry},

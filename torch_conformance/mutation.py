@@ -134,7 +134,7 @@ class Patch:
 
     def kernel(self, name: str, function: Callable[..., Any], key: str = "CPU") -> None:
         """Replace an aten kernel at a dispatch key: autograd and compiled code see the replacement too."""
-        library = torch.library.Library("aten", "IMPL")
+        library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             library.impl(name, function, key)

@@ -14,8 +14,10 @@ from torch_conformance.axes import REDUCED, Point
 
 OUTCOMES = ("holds", "violated", "deviates", "unsupported", "broken")
 LACKS = re.compile(
-    r"not implemented for '?(Half|BFloat16|Complex\w+|Double)|Could not run 'aten::|not (currently )?(implemented|supported) "
-    r"(for|on) (the |this )?(device|backend|'?\w+'? backend)|(does not|doesn't) support (float64|Half|BFloat16)",
+    r"not implemented for '?(Half|BFloat16|Complex\w+|Double)"
+    r"|Could not run 'aten::"
+    r"|not (currently )?(implemented|supported) (for|on) (the |this )?(device|backend|'?\w+'? backend)"
+    r"|(does not|doesn't) support (float64|Half|BFloat16)",
     re.IGNORECASE,
 )
 OURS = tuple(str(Path(__file__).parent.parent / folder) for folder in ("torch_conformance", "specs"))

@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", metavar="N", type=int, default=0, help="default 0")
     group.addoption("--threads", metavar="N", type=int, default=1, help="threads of torch on the CPU, default 1")
     group.addoption("--mutant", metavar="ID", help="run against that wrong torch")
-    parser.addini("conformance_specs", "folders of claim files", type="paths", default=[])
+    parser.addini("conformance_specs", "folders with claim files of your own", type="paths", default=[])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,9 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"torch cannot be imported: {type(error).__name__}: {error}".splitlines()[0]) from None
     from torch_conformance import mutation, settings
 
-    specs = config.getini("conformance_specs") or [settings.ROOT / "specs"]
     try:
-        settled = settings.settle(config.option, specs)
+        settled = settings.settle(config.option, config.getini("conformance_specs"))
         if config.option.mutant:
             config.add_cleanup(mutation.find(config.option.mutant).apply().close)
         config.pluginmanager.register(Conformance(config, settled), "torch-conformance")
@@ -165,11 +164,12 @@ class Conformance:
                 raise pytest.UsageError(f"{place} names {name}, which no claim file in force lists")
 
     def require_a_test_for_every_claim(self, tests: list[pytest.Item]) -> None:
-        """Known only where the whole suite was collected."""
+        """Known only where the whole suite was collected, and for the chapters that lie below its root."""
         if not self.is_whole():
             return
         tested = {name for item in tests for name in claims_of(item)}
-        bare = sorted(name for name, c in self.claims.items() if name not in tested and not c.retired)
+        here = [c for c in self.settings.chapters.values() if self.config.rootpath in c.path.resolve().parents]
+        bare = [c.id for chapter in here for c in chapter.claims if c.id not in tested and not c.retired]
         if bare:
             raise pytest.UsageError(f"no test asserts {', '.join(bare)}")
 
@@ -348,9 +348,16 @@ class Conformance:
         if self.writer:
             for name, cited in self.tally.drift:
                 self.writer.note("drift", {"claim": name, "docs": cited})
+            self.writer.note("surface", self.surface())
             if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
                 seconds = round(time.perf_counter() - self.started, 3)
                 self.writer.footer({"cases": self.tally.cases, "counts": dict(self.tally.counts), "seconds": seconds})
+
+    def surface(self) -> dict[str, Any]:
+        """How the public names that the claims of this run cite look in the installed torch."""
+        from torch_conformance import surface
+
+        return surface.collect(entry for name in self.tally.outcomes for entry in self.claims[name].docs)
 
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran."""

@@ -61,11 +61,14 @@ class Settings:
         }
 
 
-def settle(options: argparse.Namespace, spec_folders: list[Path]) -> Settings:
-    """Check the options and prepare torch. Raises `UsageError` with one line for what is wrong."""
+def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
+    """Check the options and prepare torch; ``own_specs`` are folders of claim files beside the project's.
+
+    Raises `UsageError` with one line for what is wrong.
+    """
     known(options.dtype, DTYPES, "--dtype")
     known(options.via, VIAS, "--via")
-    chapters = claims.load(spec_folders)
+    chapters = claims.load([ROOT / "specs", *own_specs])
     ids = claims.by_id(chapters)
     for module in options.backend:
         devices.load_backend(module)
