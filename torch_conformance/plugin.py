@@ -121,6 +121,7 @@ class Conformance:
             self.writer.header(settings.header())
         self.tally = Tally(settings)
         self.started = time.perf_counter()
+        self.refused: list[str] = []
         self.unmatched: list[str] = []
 
     # -- collection --------------------------------------------------------------------------------------------------
@@ -132,7 +133,8 @@ class Conformance:
         try:
             axes = Axes.declared(**mark.kwargs) if mark else Axes()
         except ValueError as error:
-            raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
+            self.refused.append(f"{metafunc.definition.nodeid}: {error}")
+            axes = Axes()
         points = [
             point
             for profile in self.settings.profiles
@@ -141,11 +143,14 @@ class Conformance:
         metafunc.parametrize("case", points, indirect=True, ids=str)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        if self.refused:
+            raise pytest.UsageError(self.refused[0])
         tests = [item for item in items if claims_of(item) or "case" in getattr(item, "fixturenames", ())]
         for item in tests:
             self.require_known_claims(item)
-        self.require_a_test_for_every_claim(tests)
+        if not session.testsfailed:
+            self.require_a_test_for_every_claim(tests)
         unwanted = {item for item in tests if is_empty(item) or not self.settings.selected & set(claims_of(item))}
         if self.config.option.claim:
             unwanted |= set(items) - set(tests)
@@ -308,6 +313,8 @@ class Conformance:
         for name in REPEATABLE:
             for value in getattr(chosen, name):
                 words += [f"--{name}", str(value)]
+        if __name__ in self.config.invocation_params.args:
+            words += ["-p", __name__]
         if chosen.threads != 1:
             words += ["--threads", str(chosen.threads)]
         if chosen.mutant:

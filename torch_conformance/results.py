@@ -67,7 +67,10 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One test at one point of the axes, for one of the claims that it asserts."""
+    """One test at one point of the axes, for one of the claims that it asserts.
+
+    ``seen`` is what the test saw where the claim leaves a choice: the types of the errors raised, the answer given.
+    """
 
     claim: str
     test: str
@@ -81,6 +84,7 @@ class Case:
     message: str | None = None
     error: str | None = None
     deviation: str | None = None
+    seen: str | None = None
     seconds: float = 0.0
     id: str = ""
 
@@ -94,7 +98,7 @@ class Case:
 
 
 TEXTS = (*Identity._fields, "outcome")
-OPTIONAL_TEXTS = ("message", "error", "deviation")
+OPTIONAL_TEXTS = ("message", "error", "deviation", "seen")
 KNOWN = {f.name for f in fields(Case)}
 
 

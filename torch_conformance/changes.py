@@ -1,0 +1,85 @@
+"""Announced changes of torch between versions, from ``specs/changes.toml``: what tells an intention from a regression.
+
+A change may carry an example, a few statements whose last expression shows it. Every run evaluates the examples in the
+interpreter that it measures, so that a comparison states what both sides really do, not what a list says of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from torch_conformance.claims import tomllib
+from torch_conformance.errors import UsageError
+
+CHANGES = Path(__file__).resolve().parent.parent / "specs" / "changes.toml"
+KEYS = {"claims", "since", "until", "what", "url", "example"}
+
+
+class ChangeError(UsageError):
+    """A list of changes that breaks the rules."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that torch does otherwise since a release.
+
+    ``until`` is the release in which the old behaviour came back. Without ``url`` the change is known by measurement
+    only: it is shown beside what it explains, but excuses nothing.
+    """
+
+    id: str
+    claims: tuple[str, ...]
+    since: str
+    what: str
+    until: str | None = None
+    url: str | None = None
+    example: str | None = None
+
+    def lies_between(self, old: str, new: str) -> bool:
+        """Whether exactly one of the two versions of torch shows the change."""
+        return self.shown_by(old) != self.shown_by(new)
+
+    def shown_by(self, version: str) -> bool:
+        release = Version(Version(version).base_version)
+        return Version(self.since) <= release and (self.until is None or release < Version(self.until))
+
+    def speaks_of(self, claim: str) -> bool:
+        return any(fnmatchcase(claim, pattern) for pattern in self.claims)
+
+
+@cache
+def load(path: Path = CHANGES) -> tuple[Change, ...]:
+    """Every change of the list, in its order. Raises `ChangeError` for anything malformed."""
+    if not path.exists():
+        return ()
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ChangeError(f"{path}: not readable as TOML: {error}") from None
+    return tuple(parse(path, name, entry) for name, entry in table.items())
+
+
+def parse(path: Path, name: str, entry: Any) -> Change:
+    def refuse(rule: str) -> ChangeError:
+        return ChangeError(f"{path}: [{name}] {rule}")
+
+    if not isinstance(entry, dict):
+        raise refuse("is no change: write it as a table")
+    if unknown := sorted(set(entry) - KEYS):
+        raise refuse(f"has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")
+    if missing := sorted({"claims", "since", "what"} - set(entry)):
+        raise refuse(f"lacks {missing[0]}")
+    try:
+        for key in ("since", "until"):
+            Version(entry.get(key, "0"))
+        if entry.get("example"):
+            compile(entry["example"], name, "exec")
+    except (InvalidVersion, SyntaxError, TypeError) as error:
+        raise refuse(str(error)) from None
+    return Change(name, tuple(entry["claims"]), **{key: entry[key] for key in KEYS - {"claims"} if key in entry})
