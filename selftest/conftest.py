@@ -1,0 +1,35 @@
+"""The selftest runs small suites of its own, whose chapter ``house`` makes the machine show one behaviour each."""
+
+import textwrap
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+CHAPTER = """
+title = "House rules"
+
+["topic.holds"]
+says  = "One is one."
+law   = '1 = 1'
+level = "must"
+"""
+
+
+@pytest.fixture
+def house(pytester):
+    """Write a chapter and a test file, run pytest on them, and return its result."""
+
+    def run(tests, *arguments, more="", deviations=None):
+        specs = pytester.mkdir("specs")
+        (specs / "house.toml").write_text(CHAPTER + more)
+        folder = pytester.mkdir("test_house")
+        head = "import pytest, torch\nfrom torch import nn\nfrom torch_conformance.marks import axes, claim\n"
+        (folder / "test_house.py").write_text(head + textwrap.dedent(tests))
+        pytester.makeini("[pytest]\nconformance_specs = specs\ntestpaths = test_*\n")
+        extra = []
+        if deviations is not None:
+            extra = ["--deviations", str(pytester.makefile(".toml", deviations=deviations))]
+        return pytester.runpytest_inprocess("-p", "torch_conformance.plugin", "-p", "no:randomly", *extra, *arguments)
+
+    return run

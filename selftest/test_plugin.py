@@ -1,0 +1,215 @@
+"""The plugin: collection rules, verdicts, what a red case prints, bad input, and that a rerun command works."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from torch_conformance.settings import ROOT
+
+HOLDS = """
+    @claim("house.topic.holds")
+    def test_holds(case):
+        case.close(case.tensor_of([1.0]), [1.0], k=1)
+"""
+VIOLATED = HOLDS.replace("[1.0], k=1", "[1.5], k=1")
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_case_that_holds_is_recorded_and_counted(house, pytester):
+    result = house(HOLDS, "--results", "out.jsonl")
+    result.assert_outcomes(passed=1)
+    header, *cases, footer = [
+        r for r in records(pytester.path / "out.jsonl") if r["kind"] in ("header", "case", "footer")
+    ]
+    assert header["schema"] == 1
+    assert header["torch"]
+    assert [(c["claim"], c["outcome"], c["headroom"], c["device"]) for c in cases] == [
+        ("house.topic.holds", "holds", 0.0, "cpu")
+    ]
+    assert (footer["cases"], footer["counts"]) == (1, {"holds": 1})
+    result.stdout.fnmatch_lines(["*score card*", "House rules*1*1*-*-*-*-*", "result file: out.jsonl"])
+
+
+def test_a_violation_prints_all_that_is_needed(house):
+    result = house(VIOLATED)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "violated  test_house/test_house.py::test_holds?cpu-float32?",
+            "claim     house.topic.holds (must)",
+            "says      One is one.",
+            "law       1 = 1",
+            "observed  not within 1 eps of the law, at index (0,): got 1.0, the law gives 1.5; error 0.5 = *",
+            "where     test_house/test_house.py:7: case.close*",
+            "rerun     *pytest*",
+        ]
+    )
+
+
+def test_the_rerun_command_works_when_pasted(house, pytester):
+    tests = VIOLATED.replace("def test", '@pytest.mark.parametrize("p", [0.25, 0.5])\n    def test').replace(
+        "(case)", "(case, p)"
+    )
+    result = house(tests, "--seed", "5", "-k", "0.25")
+    (line,) = [line for line in result.stdout.lines if line.startswith("rerun")]
+    words, here = shlex.split(line.partition("rerun")[2]), {**os.environ, "PYTHONPATH": str(ROOT)}
+    again = subprocess.run(words, cwd=pytester.path, env=here, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "1 failed" in again.stdout
+    assert "--seed 5" in line
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("raise RuntimeError('kernel refused')", "violated"),
+        ("assert 1 == 2", "violated"),
+        ("raise case.unsupported('has no such thing')", "unsupported"),
+        ("undefined_name", "broken"),
+        ("raise MemoryError", "broken"),
+        ("case.binomial(1, 2, 0.5)", "broken"),
+        ("torch.set_grad_enabled(False)", "broken"),
+        ("torch.set_default_dtype(torch.float64)", "broken"),
+    ],
+)
+def test_each_end_has_its_outcome(house, pytester, body, outcome):
+    result = house(HOLDS.replace("case.close(case.tensor_of([1.0]), [1.0], k=1)", body), "--results", "out.jsonl")
+    (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert case["outcome"] == outcome
+    assert result.ret == (0 if outcome == "unsupported" else 1)
+
+
+def test_a_claim_about_other_versions_is_unsupported(house, pytester):
+    house(VIOLATED, "--results", "out.jsonl", more='torch = "<1.0"')
+    (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert case["outcome"] == "unsupported"
+    assert "outside the claim's range <1.0" in case["message"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "words"),
+    [
+        (HOLDS.replace("topic.holds", "topic.absent"), "names house.topic.absent, which no claim file"),
+        ("def test_nothing(case): pass", "asserts no claim"),
+        (HOLDS.replace("(case)", "()"), "must take the fixture case"),
+        (HOLDS.replace("def test", '@axes(dtype="float31")\n    def test'), "no dtype named 'float31'"),
+        (HOLDS.replace("def test", '@axes(colour="red")\n    def test'), "no axis named 'colour'"),
+        ("def test_plain(): pass", "no test asserts house.topic.holds"),
+    ],
+)
+def test_collection_refuses(house, tests, words):
+    result = house(tests)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: *{words}*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "abacus"], "--device abacus: torch * cannot use it: *"),
+        (["--dtype", "float31"], "--dtype float31: unknown; there are float32, *"),
+        (["--via", "post"], "--via post: unknown; there are eager, *"),
+        (["--claim", "absent.*"], "no claim matches 'absent.?'; *lists them"),
+        (["--backend", "absent_module"], "--backend absent_module: cannot be imported: ModuleNotFoundError*"),
+        (["--mutant", "absent"], "no mutant named 'absent'*"),
+        (["--results", "absent/out.jsonl"], "*absent/out.jsonl*"),
+        (["--deviations", "absent.toml"], "absent.toml: not readable*"),
+    ],
+)
+def test_bad_input_is_one_clear_line(house, arguments, words):
+    result = house(HOLDS, *arguments)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: {words}"])
+    assert "Traceback" not in result.stderr.str()
+
+
+def test_a_torch_that_cannot_be_imported_is_one_clear_line(house, pytester, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    fake = pytester.mkdir("fake")
+    (fake / "torch.py").write_text("raise ImportError('libtorch.so: no such file')")
+    house(HOLDS)
+    script = "import sys, pytest; sys.path.insert(0, 'fake'); sys.exit(pytest.main(['-p', 'torch_conformance.plugin']))"
+    result = pytester.run(sys.executable, "-c", script)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: torch cannot be imported: ImportError: libtorch.so: no such file"])
+
+
+DEVIATION = """
+[[deviation]]
+claim = "house.topic.holds"
+shows = "error 0.5"
+reason = "Rounded the wrong way."
+observed = "1.0 where 1.5 is claimed"
+expires = "2999-01-01"
+"""
+
+
+def test_a_listed_deviation_that_shows_as_described_deviates(house, pytester):
+    result = house(VIOLATED, "--results", "out.jsonl", deviations=DEVIATION)
+    (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert (result.ret, case["outcome"]) == (0, "deviates")
+    assert "Rounded the wrong way." in case["message"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "deviations", "words"),
+    [
+        (HOLDS, DEVIATION, "no longer shows"),
+        (VIOLATED, DEVIATION.replace("error 0.5", "error 0.7"), "not as deviations.toml, entry 1 describes"),
+        (VIOLATED, DEVIATION.replace("2999", "2020"), "has expired"),
+        (VIOLATED, DEVIATION.replace("2999-01-01", ">=1.0"), "has expired"),
+        (HOLDS, DEVIATION + 'params = "absent"', "no case matched it"),
+        (HOLDS, DEVIATION.replace("topic.holds", "absent"), "no claim named house.absent"),
+        (HOLDS, DEVIATION.replace("reason", "because"), "lacks reason"),
+    ],
+)
+def test_deviations_are_held_strictly(house, tests, deviations, words):
+    result = house(tests, deviations=deviations)
+    assert result.ret in (1, 4)
+    assert words in result.stdout.str() + result.stderr.str()
+
+
+def test_a_deviation_of_another_version_is_silent(house):
+    house(HOLDS, deviations=DEVIATION + 'torch = "<1.0"').assert_outcomes(passed=1)
+
+
+def test_the_same_seed_gives_the_same_values_on_every_dtype(house):
+    house(
+        """
+        SEEN = {}
+
+        @claim("house.topic.holds")
+        @axes(dtype=("float32", "float64"))
+        def test_values(case):
+            x = case.tensor(3)
+            assert torch.equal(SEEN.setdefault("x", x.float()), x.float())
+            assert torch.equal(SEEN.setdefault("r", torch.rand(2)), torch.rand(2)) or len(SEEN) == 2
+        """
+    ).assert_outcomes(passed=2)
+
+
+def test_xdist_gives_the_same_verdicts(house, pytester):
+    pytest.importorskip("xdist")
+    result = house(VIOLATED + HOLDS.replace("test_holds", "test_again"), "-n", "2", "--results", "out.jsonl")
+    assert result.ret == 1
+    cases = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert sorted(case["outcome"] for case in cases) == ["holds", "violated"]
+
+
+def test_a_crash_costs_only_its_case(house, pytester):
+    pytest.importorskip("xdist")
+    crash = HOLDS.replace("case.close(case.tensor_of([1.0]), [1.0], k=1)", "import os; os.abort()")
+    house(
+        crash + HOLDS.replace("test_holds", "test_again"), "-n", "1", "--max-worker-restart=4", "--results", "out.jsonl"
+    )
+    cases = {r["test"].partition("::")[2]: r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"}
+    assert cases["test_holds"]["outcome"] == "violated"
+    assert cases["test_holds"]["message"] == "the interpreter crashed"
+    assert cases["test_again"]["outcome"] == "holds"
