@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,3 +59,23 @@ class Axes:
                 for dtype in chosen:
                     for layout in self.layout:
                         yield Point(device, dtype, layout, via)
+
+
+def executes_a_subject(test: types.FunctionType) -> bool:
+    """Whether the test, or a function beside it that it names, asks its case for a module or a function to run.
+
+    Only such a test has anything that another via than eager could execute.
+    """
+    waiting, seen = [test.__code__], set()
+    while waiting:
+        code = waiting.pop()
+        if {"module", "function"} & set(code.co_names):
+            return True
+        seen.add(code)
+        inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        beside = [test.__globals__.get(name) for name in code.co_names]
+        functions = [
+            f.__code__ for f in beside if isinstance(f, types.FunctionType) and f.__module__ == test.__module__
+        ]
+        waiting += [found for found in [*inner, *functions] if found not in seen]
+    return False

@@ -36,7 +36,6 @@ class Case:
         self.layout = point.layout
         self.via = point.via
         self.headroom: float | None = None
-        self.executed = False
         self.seed = zlib.crc32(f"{seed} {name}".encode())
         self.rng = np.random.default_rng(self.seed)
         torch.manual_seed(self.seed)
@@ -102,6 +101,12 @@ class Case:
     def binomial(self, successes: int | torch.Tensor, trials: int, p: float, *, false_alarm: float = 1e-9) -> None:
         """The count is one of independent draws of probability ``p``; a correct torch fails once in 1/false_alarm."""
         self.record(checks.binomial(int(successes), trials, p, false_alarm=false_alarm))
+
+    def identical(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+        """The result is the very object; of vias that hand out tensors of their own, every bit is compared."""
+        if actual is not expected and self.via in ("eager", "functional"):
+            raise checks.Violation("another object, where the very same tensor is claimed")
+        self.same(actual, expected)
 
     def raises(
         self, kind: type[BaseException] | tuple[type[BaseException], ...], words: str

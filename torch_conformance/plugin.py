@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from torch_conformance import results, sources
-from torch_conformance.axes import LAYOUTS, VIAS, Axes, Point
+from torch_conformance.axes import LAYOUTS, VIAS, Axes, Point, executes_a_subject
 from torch_conformance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,10 +135,12 @@ class Conformance:
         except ValueError as error:
             self.refused.append(f"{metafunc.definition.nodeid}: {error}")
             axes = Axes()
+        vias = self.settings.vias if executes_a_subject(metafunc.function) else ("eager",)
         points = [
             point
             for profile in self.settings.profiles
-            for point in axes.points(profile.name, self.settings.dtypes or profile.dtypes, self.settings.vias)
+            for point in axes.points(profile.name, self.settings.dtypes or profile.dtypes, vias)
+            if point.via in self.settings.vias
         ]
         metafunc.parametrize("case", points, indirect=True, ids=str)
 
