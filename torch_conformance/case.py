@@ -14,6 +14,7 @@ from torch import nn
 
 from torch_conformance import checks, devices, state, vias
 from torch_conformance.axes import Point
+from torch_conformance.replacements import NotTaken, Replacement
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,8 +30,10 @@ class Case:
     and devices see the same values, rounded. Checks record their headroom, so that a case that holds says by how much.
     """
 
-    def __init__(self, point: Point, name: str, seed: int) -> None:
+    def __init__(self, point: Point, name: str, seed: int, replacements: Iterable[Replacement] = ()) -> None:
         self.point = point
+        self.replacements = {replacement.original: replacement for replacement in replacements}
+        self.replaced = False
         self.device = torch.device(point.device)
         self.dtype: torch.dtype = getattr(torch, point.dtype)
         self.layout = point.layout
@@ -55,13 +58,27 @@ class Case:
 
     def module(self, cls: Callable[..., M], *args: Any, **kwargs: Any) -> M:
         """The layer in the case's dtype on its device, executed by its via, parameters and buffers randomised."""
-        layer = cls(*args, **kwargs).to(device=self.device, dtype=self.dtype)
+        layer = self.replace(cls)(*args, **kwargs).to(device=self.device, dtype=self.dtype)
         self.randomise(layer)
-        return vias.module(layer, self)
+        return vias.module(layer, self)  # type: ignore[no-any-return]
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, executed by the case's via."""
-        return vias.function(function, self)
+        return vias.function(self.replace(function), self)
+
+    def replace(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands in for the class or function in this run: itself, unless ``--replace`` names it."""
+        if original not in self.replacements:
+            return original
+        self.replaced = True
+
+        def adapted(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return self.replacements[original](*args, **kwargs)
+            except NotTaken as error:
+                raise self.unsupported(str(error)) from None
+
+        return adapted
 
     @torch.no_grad()
     def randomise(self, layer: nn.Module) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch_conformance.settings import Settings
 
 LETTERS = {"violated": "V", "deviates": "d", "unsupported": "u", "broken": "B"}
-REPEATABLE = ("device", "backend", "dtype", "via", "deviations")
+REPEATABLE = ("device", "backend", "dtype", "via", "deviations", "replace")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     repeatable("--via", "NAME", "repeatable; eager (default), functional, vmap, aot, compile, export")
     repeatable("--claim", "GLOB", "repeatable; run only the tests of these claims, as in 'dropout.*'")
     repeatable("--deviations", "FILE", "repeatable; known violations, beside the project's own", type=Path)
+    repeatable("--replace", "NAME=MODULE:OBJECT", "repeatable; judge that object by the claims about torch's")
     group.addoption("--results", metavar="FILE", type=Path, help="write the result file (JSON Lines)")
     group.addoption("--seed", metavar="N", type=int, default=0, help="default 0")
     group.addoption("--threads", metavar="N", type=int, default=1, help="threads of torch on the CPU, default 1")
@@ -80,7 +81,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     from torch_conformance.case import Case
 
     plugin = request.config.pluginmanager.getplugin("torch-conformance")
-    made = Case(request.param, seed_name(request.node), plugin.settings.seed)
+    settings = plugin.settings
+    made = Case(request.param, seed_name(request.node), settings.seed, settings.replacements)
     request.node.stash[plugin.CASE] = made
     return made
 
@@ -232,6 +234,10 @@ class Conformance:
         from torch_conformance import outcomes
 
         point: Point = item.callspec.params["case"]
+        made = item.stash.get(self.CASE, None)
+        if self.settings.replacements and not (made and made.replaced):
+            report.outcome, report.unconcerned, report.longrepr = "passed", True, None
+            return
         outcome = outcomes.judge(call.excinfo.value if call.excinfo else None, point)
         facts = {
             "test": item.nodeid.partition("[")[0],
@@ -242,7 +248,6 @@ class Conformance:
             "params": parameters(item),
         }
         outcome, excuse = self.excuse(outcome, claims_of(item), facts)
-        made = item.stash.get(self.CASE, None)
         shared = {
             "message": outcome.message,
             "error": outcome.error,
@@ -327,6 +332,8 @@ class Conformance:
 
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
         name = report.conformance[0]["outcome"] if getattr(report, "conformance", None) else None
+        if getattr(report, "unconcerned", False):
+            return "not about the replacement", "", ""
         if name not in LETTERS:
             return None
         return ("failed" if report.failed else name, LETTERS[name], name.upper())

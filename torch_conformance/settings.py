@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import torch_conformance
-from torch_conformance import claims, deviations, devices
+from torch_conformance import claims, deviations, devices, replacements
 from torch_conformance.axes import DTYPES, VIAS
 from torch_conformance.errors import UsageError
 
@@ -38,6 +38,7 @@ class Settings:
     vias: tuple[str, ...]
     seed: int
     deviations: tuple[deviations.Deviation, ...] = ()
+    replacements: tuple[replacements.Replacement, ...] = ()
     flags: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -83,6 +84,7 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
         vias=tuple(options.via) or ("eager",),
         seed=options.seed,
         deviations=tuple(entry for path in files for entry in deviations.load(path, ids)),
+        replacements=tuple(replacements.parse(text) for text in options.replace),
         flags={**pin_precision(), "arguments": sys.argv[1:]},
     )
 
