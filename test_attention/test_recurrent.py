@@ -1,0 +1,541 @@
+"""Recurrent networks: one formula a step, carried through time, layers, directions and packed batches."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from specs.reference import recurrent as reference
+from specs.reference.rounding import Rounded, gradients
+from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+RELU = partial(nn.RNN, nonlinearity="relu")
+RELU_CELL = partial(nn.RNNCell, nonlinearity="relu")
+STEPS = {
+    nn.RNN: reference.rnn_tanh, RELU: reference.rnn_relu, nn.LSTM: reference.lstm, nn.GRU: reference.gru,
+    nn.RNNCell: reference.rnn_tanh, RELU_CELL: reference.rnn_relu, nn.LSTMCell: reference.lstm,
+    nn.GRUCell: reference.gru,
+}  # fmt: skip
+NETWORKS = [nn.RNN, nn.LSTM, nn.GRU]
+CELLS = [nn.RNNCell, nn.LSTMCell, nn.GRUCell]
+WIDTH, HIDDEN = 3, 5
+
+
+def name(value):
+    return "RELU" if isinstance(value, partial) else getattr(value, "__name__", str(value))
+
+
+def states_for(case, cls, *shape, **kwargs):
+    """Initial states as a tuple: hidden, and for an LSTM the cell."""
+    count = 2 if cls in (nn.LSTM, nn.LSTMCell) else 1
+    return tuple(case.tensor(*shape, **kwargs) for _ in range(count))
+
+
+def as_argument(states):
+    return states if len(states) == 2 else states[0]
+
+
+def as_tuple(states):
+    return states if isinstance(states, tuple) else (states,)
+
+
+def rounded(tensors):
+    return tuple(Rounded(array(tensor)) for tensor in tensors)
+
+
+def parameters(layer):
+    return {name: Rounded(array(parameter)) for name, parameter in layer.named_parameters()}
+
+
+def law(cls, layer, x, states, layers=1, directions=1):
+    return reference.network(STEPS[cls], *rounded([x]), rounded(states), parameters(layer), layers, directions)
+
+
+def within(case, actual, expected):
+    """Within the bound of the running error analysis, which counts every rounding: so k is 1."""
+    for result, wanted in zip(actual, expected, strict=True):
+        case.close(result, wanted.value, k=1, scale=wanted.error)
+
+
+def follows(case, cls, *shape, layers=1, directions=1, projection=0, **options):
+    """Run the network on random states and hold output and final states against the law."""
+    layer = case.module(cls, WIDTH, HIDDEN, layers, bidirectional=directions == 2, **options)
+    x, states = case.tensor(*shape, WIDTH), states_for(case, cls, layers * directions, shape[1], HIDDEN)
+    if projection:
+        states = case.tensor(layers * directions, shape[1], projection), states[1]
+    y, end = run(case, layer, x, states)
+    wanted, final = law(cls, layer, x, states, layers, directions)
+    within(case, (y, *as_tuple(end)), (wanted, *final))
+
+
+def run(case, layer, x, states):
+    """Older oneDNN is chosen for bfloat16 on processors for which it has no LSTM."""
+    try:
+        return layer(x, as_argument(states))
+    except RuntimeError as error:
+        if case.dtype == torch.bfloat16 and "could not create a primitive descriptor" in str(error):
+            raise case.unsupported(f"no bfloat16 LSTM for this processor: {error}") from None
+        raise
+
+
+@claim("recurrent.rnn.formula")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("cls", [nn.RNN, RELU], ids=name)
+def test_rnn_follows_its_formula(case, cls):
+    follows(case, cls, 3, 2)
+
+
+@claim("recurrent.rnn.state-is-of-its-own-layer")
+def test_a_layer_remembers_itself_not_the_layer_below(case):
+    layer = case.module(nn.RNN, WIDTH, HIDDEN, 2)
+    x, start = case.tensor(4, 2, WIDTH), case.tensor(2, 2, HIDDEN)
+    with torch.no_grad():
+        layer.weight_ih_l1.zero_()
+    changed = torch.stack([start[0] + 1, start[1]])
+    case.same(layer(x + 1, changed)[0], layer(x, start)[0])
+
+
+@claim("recurrent.lstm.formula", "recurrent.lstm.gate-order")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+def test_lstm_follows_its_formula(case):
+    follows(case, nn.LSTM, 3, 2)
+
+
+@claim("recurrent.lstm.gate-order")
+@pytest.mark.parametrize(("gate", "hidden", "cell"), [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 0)])
+def test_lstm_gate_rows(case, gate, hidden, cell):
+    layer = case.module(nn.LSTM, WIDTH, 1)
+    rest = case.tensor_of([[[0.5]]])
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.bias_ih_l0.copy_(case.tensor_of([0.0, 0.0, 0.75, 0.0]))
+        before = layer(case.tensor(1, 1, WIDTH), (rest, rest))[1][1].item()
+        layer.bias_hh_l0[gate] = 2.0
+        after = layer(case.tensor(1, 1, WIDTH), (rest, rest))[1][1].item()
+    grown = {0: (torch.sigmoid(case.tensor_of(2.0)) - 0.5) * torch.tanh(case.tensor_of(0.75)),
+             1: (torch.sigmoid(case.tensor_of(2.0)) - 0.5) * 0.5,
+             2: 0.5 * (torch.tanh(case.tensor_of(2.75)) - torch.tanh(case.tensor_of(0.75))),
+             3: case.tensor_of(0.0)}[gate]  # fmt: skip
+    case.close(case.tensor_of(after - before), array(grown), k=8, scale=1.0)  # the cell state is below 1: 8 roundings
+
+
+@claim("recurrent.lstm.projection")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
+def test_lstm_projects_its_hidden_state(case, layers, directions):
+    follows(case, nn.LSTM, 3, 2, layers=layers, directions=directions, projection=2, proj_size=2)
+
+
+@claim("recurrent.gru.reset-after-product", "recurrent.gru.gate-order")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+def test_gru_follows_its_formula(case):
+    follows(case, nn.GRU, 3, 2)
+
+
+@claim("recurrent.cell.formula", "recurrent.lstm.gate-order", "recurrent.gru.gate-order")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cls", [*CELLS, RELU_CELL], ids=name)
+def test_cells_take_one_step(case, cls, bias):
+    cell = case.module(cls, WIDTH, HIDDEN, bias=bias)
+    x, states = case.tensor(7, WIDTH), states_for(case, cls, 7, HIDDEN)
+    end = as_tuple(cell(x, as_argument(states)))
+    within(case, end, STEPS[cls](*rounded([x]), rounded(states), parameters(cell)))
+    alone = as_tuple(cell(x[2], as_argument([s[2] for s in states])))
+    expected = STEPS[cls](*rounded([x[2:3]]), rounded([s[2:3] for s in states]), parameters(cell))
+    within(case, [a[None] for a in alone], expected)
+
+
+@claim("recurrent.cell.state-defaults-to-zeros")
+@pytest.mark.parametrize("cls", [*CELLS, RELU_CELL], ids=name)
+def test_cells_start_from_zeros(case, cls):
+    cell, x = case.module(cls, WIDTH, HIDDEN), case.tensor(2, WIDTH)
+    zeros = [torch.zeros_like(s) for s in states_for(case, cls, 2, HIDDEN)]
+    for given in (x, x[0]):
+        start = as_argument([zero if given is x else zero[0] for zero in zeros])
+        for ours, default in zip(as_tuple(cell(given, start)), as_tuple(cell(given)), strict=True):
+            case.same(default, ours)
+
+
+@claim("recurrent.cell.errors")
+@pytest.mark.parametrize("cls", CELLS, ids=name)
+@pytest.mark.parametrize(
+    ("x", "state", "words"),
+    [((2, WIDTH + 1), (2, HIDDEN), "input|inconsistent"), ((2, WIDTH), (2, HIDDEN + 1), "hidden|inconsistent"),
+     ((2, WIDTH), (3, HIDDEN), "batch|size|match"), ((1, 1, 2, WIDTH), (2, HIDDEN), "1-?D or 2-?D|rank|dimension")],
+)  # fmt: skip
+def test_cells_refuse_wrong_shapes(case, cls, x, state, words):
+    cell = case.module(cls, WIDTH, HIDDEN)
+    with case.raises((RuntimeError, ValueError, AssertionError), words):
+        cell(case.tensor(*x), as_argument(states_for(case, cls, *state)))
+
+
+def gradients_follow(case, layer, run, reference_run, *inputs):
+    """Backward from random seeds, against the law's own chain rule."""
+    results = run(*inputs)
+    seeds = [case.tensor(*result.shape) for result in results]
+    torch.autograd.backward(results, seeds)
+    named, given = parameters(layer), rounded(inputs)
+    outputs = reference_run(given, named)
+    expected = gradients(zip(outputs, map(array, seeds), strict=True), [*given, *named.values()])
+    within(case, [t.grad for t in (*inputs, *layer.parameters())], expected)
+
+
+@claim("recurrent.gradient.through-time")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_gradients_run_back_through_time(case, cls, layers, directions):
+    layer = case.module(cls, WIDTH, 2, layers, bidirectional=directions == 2)
+    x = case.tensor(3, 2, WIDTH, requires_grad=True)
+    states = states_for(case, cls, layers * directions, 2, 2, requires_grad=True)
+
+    def run(x, *states):
+        y, end = layer(x, as_argument(states))
+        return y, *as_tuple(end)
+
+    def reference_run(given, named):
+        y, end = reference.network(STEPS[cls], given[0], given[1:], named, layers, directions)
+        return y, *end
+
+    gradients_follow(case, layer, run, reference_run, x, *states)
+
+
+@claim("recurrent.gradient.through-time", "recurrent.lstm.projection")
+@axes(dtype=PRECISE)
+def test_gradients_run_back_through_the_projection(case):
+    layer = case.module(nn.LSTM, WIDTH, 4, proj_size=2)
+    x, h, c = (case.tensor(*shape, requires_grad=True) for shape in [(3, 2, WIDTH), (1, 2, 2), (1, 2, 4)])
+
+    def reference_run(given, named):
+        y, end = reference.network(reference.lstm, given[0], given[1:], named)
+        return y, *end
+
+    gradients_follow(case, layer, lambda x, h, c: ((y := layer(x, (h, c)))[0], *y[1]), reference_run, x, h, c)
+
+
+@claim("recurrent.gradient.cell")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("cls", [*CELLS, RELU_CELL], ids=name)
+def test_gradients_of_a_cell(case, cls):
+    cell = case.module(cls, WIDTH, HIDDEN)
+    x, states = case.tensor(3, WIDTH, requires_grad=True), states_for(case, cls, 3, HIDDEN, requires_grad=True)
+    gradients_follow(
+        case, cell, lambda x, *states: as_tuple(cell(x, as_argument(states))),
+        lambda given, named: STEPS[cls](given[0], given[1:], named), x, *states,
+    )  # fmt: skip
+
+
+@claim("recurrent.layers.stacked")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_layers_read_the_layer_below(case, cls, bias):
+    follows(case, cls, 3, 2, layers=3, bias=bias)
+
+
+@claim("recurrent.layers.bidirectional")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_two_directions(case, cls):
+    follows(case, cls, 3, 2, layers=2, directions=2)
+
+
+@claim("recurrent.layers.parameters")
+@pytest.mark.parametrize(("cls", "gates"), [(nn.RNN, 1), (nn.LSTM, 4), (nn.GRU, 3)], ids=name)
+def test_names_and_shapes_of_the_parameters(case, cls, gates):
+    expected = {}
+    for suffix, below in (("l0", WIDTH), ("l0_reverse", WIDTH), ("l1", 2 * HIDDEN), ("l1_reverse", 2 * HIDDEN)):
+        expected |= {f"weight_ih_{suffix}": (gates * HIDDEN, below), f"weight_hh_{suffix}": (gates * HIDDEN, HIDDEN)}
+        expected |= {f"bias_ih_{suffix}": (gates * HIDDEN,), f"bias_hh_{suffix}": (gates * HIDDEN,)}
+    layer = cls(WIDTH, HIDDEN, 2, bidirectional=True, device=case.device)
+    assert [(k, tuple(v.shape)) for k, v in layer.named_parameters()] == list(expected.items())
+    bare = cls(WIDTH, HIDDEN, 2, bidirectional=True, bias=False, device=case.device)
+    assert [k for k, _ in bare.named_parameters()] == [k for k in expected if k.startswith("weight")]
+
+
+@claim("recurrent.layers.parameters", "recurrent.lstm.projection")
+def test_shapes_with_a_projection(case):
+    layer = nn.LSTM(WIDTH, HIDDEN, 2, proj_size=2, bias=False, bidirectional=True, device=case.device)
+    shapes = [tuple(p.shape) for p in layer.parameters()]
+    assert shapes == [(20, WIDTH), (20, 2), (2, HIDDEN)] * 2 + [(20, 4), (20, 2), (2, HIDDEN)] * 2
+
+
+@claim("recurrent.state.final")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_the_final_state_is_the_last_output(case, cls):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, bidirectional=True)
+    y, end = layer(case.tensor(4, 2, WIDTH))
+    hidden = as_tuple(end)[0]
+    case.same(hidden[2], y[-1, :, :HIDDEN])
+    case.same(hidden[3], y[0, :, HIDDEN:])
+
+
+@claim("recurrent.state.defaults-to-zeros")
+@pytest.mark.parametrize("shape", [(4, 2, WIDTH), (4, WIDTH)])
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_networks_start_from_zeros_at_every_call(case, cls, shape):
+    layer, x = case.module(cls, WIDTH, HIDDEN, 2, bidirectional=True), case.tensor(*shape)
+    zeros = [torch.zeros_like(s) for s in states_for(case, cls, 4, *shape[1:-1], HIDDEN)]
+    layer(case.tensor(*shape))
+    for ours, default in zip(layer(x, as_argument(zeros))[0], layer(x)[0], strict=True):
+        case.same(default, ours)
+
+
+@claim("recurrent.state.carries-over")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_a_sequence_in_two_pieces(case, cls):
+    layer, x = case.module(cls, WIDTH, HIDDEN, 2), case.tensor(4, 2, WIDTH)
+    start = states_for(case, cls, 2, 2, HIDDEN)
+    first, between = layer(x[:1], as_argument(start))
+    second, end = layer(x[1:], between)
+    wanted, final = law(cls, layer, x, start, layers=2)
+    within(case, (torch.cat([first, second]), *as_tuple(end)), (wanted, *final))
+
+
+@claim("recurrent.layout.batch-first")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_batch_first_moves_the_batch_axis_of_the_sequences_alone(case, cls):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, bidirectional=True, batch_first=True)
+    usual = cls(WIDTH, HIDDEN, 2, bidirectional=True, device=case.device)
+    usual.load_state_dict(layer.state_dict())
+    assert usual.batch_first is False
+    x, states = case.tensor(3, 4, WIDTH), states_for(case, cls, 4, 3, HIDDEN)
+    y, end = layer(x, as_argument(states))
+    wanted, final = law(cls, usual, x.transpose(0, 1), states, layers=2, directions=2)
+    within(case, (y.transpose(0, 1), *as_tuple(end)), (wanted, *final))
+    within(case, [usual(x.transpose(0, 1), as_argument(states))[0]], [wanted])
+
+
+@claim("recurrent.layout.unbatched")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_two_dimensions_are_one_sequence(case, cls, batch_first):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, bidirectional=True, batch_first=batch_first)
+    x, states = case.tensor(3, WIDTH), states_for(case, cls, 4, HIDDEN)
+    y, end = layer(x, as_argument(states))
+    wanted, final = law(cls, layer, x[:, None], [s[:, None] for s in states], layers=2, directions=2)
+    within(case, [t.unsqueeze(1) for t in (y, *as_tuple(end))], (wanted, *final))
+
+
+@claim("recurrent.layout.errors")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+@pytest.mark.parametrize(
+    ("x", "state", "words"),
+    [((4, WIDTH + 1), None, "input"), ((4, 2, WIDTH + 1), None, "input"), ((4, 2, 2, WIDTH), None, "-?D|dimension"),
+     ((4, 2, WIDTH), (2, 3, HIDDEN), "hidden"), ((4, 2, WIDTH), (1, 2, HIDDEN), "hidden"),
+     ((4, 2, WIDTH), (2, 2, HIDDEN + 1), "hidden"), ((4, 2, WIDTH), (2, HIDDEN), "3-?D|batched"),
+     ((4, WIDTH), (2, 1, HIDDEN), "2-?D|unbatched")],
+)  # fmt: skip
+def test_networks_refuse_wrong_shapes(case, cls, x, state, words):
+    layer = case.module(cls, WIDTH, HIDDEN, 2)
+    with case.raises((RuntimeError, ValueError, AssertionError), words):
+        layer(case.tensor(*x), as_argument(states_for(case, cls, *state)) if state else None)
+
+
+LENGTHS = [2, 4, 1]
+
+
+@claim("recurrent.packed.each-sequence-alone", "recurrent.packed.order-restored")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+@pytest.mark.parametrize(("lengths", "is_sorted"), [(LENGTHS, False), ([4, 2, 2], True)])
+def test_packed_sequences_run_alone(case, cls, lengths, is_sorted):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, bidirectional=True)
+    x, states = case.tensor(4, 3, WIDTH), states_for(case, cls, 4, 3, HIDDEN)
+    packed, end = layer(pack_padded_sequence(x, lengths, enforce_sorted=is_sorted), as_argument(states))
+    y, returned = pad_packed_sequence(packed, padding_value=-7.0)
+    assert returned.tolist() == lengths
+    for i, length in enumerate(lengths):
+        start = [s[:, i : i + 1] for s in states]
+        wanted, final = law(cls, layer, x[:length, i : i + 1], start, layers=2, directions=2)
+        within(case, (y[:length, i : i + 1], *(s[:, i : i + 1] for s in as_tuple(end))), (wanted, *final))
+        assert (y[length:, i] == -7.0).all()
+
+
+@claim("recurrent.packed.each-sequence-alone")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_packed_sequences_start_from_zeros(case, cls):
+    layer, x = case.module(cls, WIDTH, HIDDEN, bidirectional=True), case.tensor(4, 3, WIDTH)
+    packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    zeros = [torch.zeros_like(s) for s in states_for(case, cls, 2, 3, HIDDEN)]
+    case.same(layer(packed)[0].data, layer(packed, as_argument(zeros))[0].data)
+
+
+@claim("recurrent.packed.round-trip")
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_packing_and_padding_are_inverse(case, batch_first):
+    x = case.tensor(4, 3, 2)
+    for i, length in enumerate(LENGTHS):
+        x[length:, i] = -7.0
+    given = x.transpose(0, 1) if batch_first else x
+    packed = pack_padded_sequence(given, LENGTHS, batch_first, enforce_sorted=False)
+    assert packed.batch_sizes.tolist() == [3, 2, 1, 1]
+    assert packed.sorted_indices.tolist() == [1, 0, 2]
+    y, lengths = pad_packed_sequence(packed, batch_first, padding_value=-7.0)
+    case.same(y, given)
+    assert lengths.tolist() == LENGTHS
+    longer, _ = pad_packed_sequence(packed, batch_first, total_length=6)
+    assert longer.shape == ((3, 6, 2) if batch_first else (6, 3, 2))
+    with case.raises(ValueError, "total_length"):
+        pad_packed_sequence(packed, batch_first, total_length=3)
+    with case.raises(RuntimeError, "sorted"):
+        pack_padded_sequence(given, LENGTHS, batch_first)
+
+
+@claim("recurrent.packed.padding-gets-no-gradient")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_padding_does_not_matter(case, cls):
+    layer, x = case.module(cls, WIDTH, HIDDEN, bidirectional=True), case.tensor(4, 3, WIDTH)
+    for i, length in enumerate(LENGTHS):
+        x[length:, i] = float("nan")
+    x.requires_grad_()
+    y, end = layer(pack_padded_sequence(x, LENGTHS, enforce_sorted=False))
+    (y.data.sum() + as_tuple(end)[0].sum()).backward()
+    assert torch.isfinite(y.data).all()
+    for i, length in enumerate(LENGTHS):
+        assert (x.grad[length:, i] == 0).all()
+        assert (x.grad[:length, i] != 0).any(-1).all()
+
+
+@claim("recurrent.dropout.between-layers-only")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_dropout_takes_all_between_layers_and_nothing_else(case, cls, packed):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, dropout=1.0)
+    x, states = case.tensor(3, 2, WIDTH), states_for(case, cls, 2, 2, HIDDEN)
+    first = {k: v for k, v in parameters(layer).items() if k.endswith("l0")}
+    second = {k.replace("l1", "l0"): v for k, v in parameters(layer).items() if k.endswith("l1")}
+    given = pack_padded_sequence(x, [3, 3]) if packed else x
+    y, end = layer(given, as_argument(states))
+    y = pad_packed_sequence(y)[0] if packed else y
+    start = rounded(states)
+    _, below = reference.network(STEPS[cls], *rounded([x]), tuple(s[:1] for s in start), first)
+    nothing = Rounded(0 * array(states[0]).repeat(2, 0)[:3])
+    wanted, above = reference.network(STEPS[cls], nothing, tuple(s[1:] for s in start), second)
+    within(case, (y, *(s[:1] for s in as_tuple(end))), (wanted, *below))
+    within(case, [s[1:] for s in as_tuple(end)], above)
+
+
+@claim("recurrent.dropout.rate-and-scale")
+@pytest.mark.parametrize("p", [0.3, 0.7])
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_dropout_between_layers_zeroes_with_probability_p(case, cls, p):
+    size, steps, batch = 8, 6, 64
+    layer = case.module(cls, size, size, 2, dropout=p)
+    with torch.no_grad():  # the first layer gives one and the same value everywhere, the second shows what it reads
+        for key, parameter in layer.named_parameters():
+            parameter.zero_()
+            gates = parameter.view(-1, size, *parameter.shape[1:])
+            if key == "weight_ih_l1":
+                gates[{nn.LSTM: 2, nn.GRU: 2}.get(cls, 0)].copy_(torch.eye(size) / 4)
+            elif key == "bias_ih_l1" and cls is nn.LSTM:
+                gates[0], gates[1], gates[3] = 200, -200, 200
+            elif key == "bias_ih_l1" and cls is nn.GRU:
+                gates[1] = -200
+            elif key == "bias_ih_l0" and cls is nn.LSTM:
+                gates[0], gates[1], gates[2], gates[3] = 200, -200, 0.5, 200
+            elif key == "bias_ih_l0":
+                gates[-1] = 0.5
+                gates[1 if cls is nn.GRU else -1] = -200 if cls is nn.GRU else 0.5
+    y = layer(case.tensor(steps, batch, size))[0]
+    one = case.tensor_of(0.5)
+    below = one if cls is RELU else one.tanh().tanh() if cls is nn.LSTM else one.tanh()
+    seen = below / (1 - p) / 4
+    shown = seen if cls is RELU else seen.tanh().tanh() if cls is nn.LSTM else seen.tanh()
+    case.close(y[y != 0], array(shown).repeat(int((y != 0).sum())), k=16)  # at most 8 functions of slope 1, 2 eps each
+    zeroed = y == 0
+    case.binomial(zeroed.sum(), zeroed.numel(), p)
+    again = zeroed[0::2] & zeroed[1::2]  # the mask of one step says nothing about the next
+    case.binomial(again.sum(), again.numel(), p * p)
+    samples = zeroed[:, 0::2] & zeroed[:, 1::2]
+    case.binomial(samples.sum(), samples.numel(), p * p)
+
+
+@claim("recurrent.dropout.rate-and-scale")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_dropout_masks_of_two_gaps_differ(case, cls):
+    layer = case.module(cls, WIDTH, HIDDEN, 3, dropout=0.3, bidirectional=True)
+    x = case.tensor(3, 2, WIDTH)
+    with case.unchanged(layer, x=x, but={"rng"}):
+        first = layer(x)[0]
+    assert not torch.equal(first, layer(x)[0])
+
+
+@claim("recurrent.dropout.eval-off")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_eval_drops_nothing(case, cls):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, dropout=0.7).eval()
+    x, states = case.tensor(3, 2, WIDTH), states_for(case, cls, 2, 2, HIDDEN)
+    with case.unchanged(layer, x=x):
+        y, end = layer(x, as_argument(states))
+        packed = layer(pack_padded_sequence(x, [3, 3]), as_argument(states))[0]
+    wanted, final = law(cls, layer, x, states, layers=2)
+    within(case, (y, *as_tuple(end)), (wanted, *final))
+    within(case, [pad_packed_sequence(packed)[0]], [wanted])
+
+
+@claim("recurrent.dropout.one-layer-warns")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_dropout_of_one_layer_warns_and_does_nothing(case, cls):
+    with pytest.warns(UserWarning, match="num_layers"):
+        layer = case.module(cls, WIDTH, HIDDEN, dropout=0.9, bidirectional=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cls(WIDTH, HIDDEN, 2, dropout=0.9)
+    x, states = case.tensor(3, 2, WIDTH), states_for(case, cls, 2, 2, HIDDEN)
+    with case.unchanged(layer, x=x):
+        y, _ = layer(x, as_argument(states))
+    within(case, [y], [law(cls, layer, x, states, directions=2)[0]])
+
+
+@claim("recurrent.modes.stateless")
+@pytest.mark.parametrize("cls", [*NETWORKS, *CELLS, RELU, RELU_CELL], ids=name)
+def test_the_mode_makes_no_difference(case, cls):
+    layer, x = case.module(cls, WIDTH, HIDDEN), case.tensor(3, WIDTH)
+    with case.unchanged(layer.train(), x=x):
+        training = as_tuple(layer(x))
+    layer.eval()
+    with case.unchanged(layer, x=x):
+        evaluating = as_tuple(layer(x))
+    for a, b in zip(training, evaluating, strict=True):
+        for one, other in zip(as_tuple(a), as_tuple(b), strict=True):
+            case.same(one, other)
+
+
+@claim("recurrent.modes.grad-mode-makes-no-difference")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_the_law_holds_without_gradients(case, cls):
+    with torch.no_grad():
+        follows(case, cls, 3, 2, layers=2, directions=2)
+        follows(case, cls, 2, 1, layers=1, directions=1, bias=False)
+
+
+@claim("recurrent.init.uniform")
+@pytest.mark.parametrize("cls", [*NETWORKS, *CELLS], ids=name)
+def test_parameters_start_uniform(case, cls):
+    for key, parameter in cls(7, 64, device=case.device).named_parameters():
+        values = parameter.detach() * 8
+        assert values.abs().max() <= 1, key
+        for threshold in (-0.9, -0.5, 0.0, 0.5, 0.9) if "weight" in key else (0.0,):
+            case.binomial((values < threshold).sum(), values.numel(), (1 + threshold) / 2)
+
+
+@claim("recurrent.init.arguments-checked")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda: nn.GRU(3, 5, 2, dropout=1.1), "dropout"), (lambda: nn.LSTM(3, 5, 2, dropout=-0.1), "dropout"),
+     (lambda: nn.RNN(3, 5, nonlinearity="gelu"), "nonlinearity"), (lambda: nn.LSTM(3, 5, proj_size=5), "proj_size"),
+     (lambda: nn.LSTM(3, 5, proj_size=-1), "proj_size"), (lambda: nn.GRU(3, 5, proj_size=2), "proj_size"),
+     (lambda: nn.RNN(3, 5, proj_size=2), "proj_size"),
+     (lambda: nn.RNNCell(3, 5, nonlinearity="gelu")(torch.zeros(1, 3)), "nonlinearity")],
+)  # fmt: skip
+def test_constructors_refuse_nonsense(case, make, words):
+    with case.raises((ValueError, RuntimeError), words):
+        make()
