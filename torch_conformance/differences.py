@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch_conformance.changes import Change
@@ -92,7 +92,7 @@ class Comparison:
     @property
     def incomplete(self) -> list[str]:
         return [
-            f"{side} is incomplete (it ends after {len(file.cases)} cases)"
+            f"{side} is incomplete (it ends after {counted(len(file.cases), 'case')})"
             for side, file in (("OLD", self.old), ("NEW", self.new))
             if not file.complete
         ]
@@ -174,7 +174,7 @@ def adopt_crashed(crashed: dict[Identity, Case], other: Mapping[Identity, Case])
     for identity, case in list(crashed.items()):
         place = places.get((case.claim, case.id))
         if case.error == "crash" and place and place not in crashed:
-            crashed[place] = crashed.pop(identity)
+            crashed[place] = replace(crashed.pop(identity), **place._asdict())
 
 
 # -- what became of one case -------------------------------------------------------------------------------------------

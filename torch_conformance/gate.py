@@ -96,6 +96,7 @@ class Side:
     process: subprocess.Popen[bytes] | None = None
     read: int = field(default=0, repr=False)
     cases: int = 0
+    stopped: bool = False
 
     @property
     def log(self) -> Path:
@@ -122,6 +123,7 @@ class Side:
         """End the run and its worker; what it has written stays, and is incomplete."""
         if self.process is None:
             return
+        self.stopped = True
         for signalled, patience in ((signal.SIGTERM, 5.0), (getattr(signal, "SIGKILL", signal.SIGTERM), 5.0)):
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signalled) if hasattr(os, "killpg") else self.process.terminate()
@@ -151,7 +153,7 @@ class Side:
         """What a reader should know of how the run went."""
         if not self.environment.survives_crashes:
             yield f"{self.name.upper()} lacks pytest-xdist: a crash of torch would have ended its run"
-        if self.process and self.process.returncode not in (0, 1):
+        if self.process and not self.stopped and self.process.returncode not in (0, 1):
             yield f"{self.name.upper()}: pytest ended with status {self.process.returncode}; {self.log} says why"
 
 
