@@ -1,0 +1,406 @@
+"""Gradients: derivatives of the elementary functions, sums and views, and what is returned where there is none."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from specs.reference import autograd as reference
+from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+SHAPES = [(), (1,), (17,), (9, 131)]  # below, around and beyond a vector register, with an odd tail
+POSITIVE = {"log", "log1p", "sqrt", "rsqrt", "pow", "reciprocal"}
+ALPHA, SLOPE, BETA, EXPONENT = reference.ALPHA, reference.SLOPE, reference.BETA, reference.EXPONENT
+CALLS = {
+    "pow": lambda x: torch.pow(x, EXPONENT),
+    "leaky_relu": lambda x: F.leaky_relu(x, SLOPE),
+    "elu": lambda x: F.elu(x, ALPHA),
+    "softplus": lambda x: F.softplus(x, beta=BETA),
+}
+
+
+def function_named(name):
+    return CALLS.get(name) or getattr(torch, name, None) or getattr(F, name)
+
+
+def sizes(name, x):
+    """What a derivative's rounding errors are measured by: its terms, each taken absolutely."""
+    slope = abs(reference.FUNCTIONS[name][1](x))
+    if name in ("tanh", "sigmoid", "softplus", "logsigmoid"):
+        return 1.0  # differences from one of a value that is rounded relative to one
+    if name == "silu":
+        return reference.sigmoid(x) * (1 + abs(x))
+    if name == "gelu":
+        return 1 + abs(x) * reference.normal_density(x)
+    if name == "expm1":
+        return 1 + slope  # the result, rounded, plus one
+    if name in ("sin", "cos", "elu"):
+        return 1.0
+    return slope
+
+
+@claim("autograd.gradient.elementary-functions")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("name", reference.FUNCTIONS)
+def test_elementary_functions_have_their_analytic_derivative(case, name):
+    for shape in SHAPES:
+        values = case.rng.uniform(0.3, 3, shape) if name in POSITIVE else case.rng.uniform(-3, 3, shape)
+        x, g = case.tensor_of(values, requires_grad=True), case.tensor(*shape)
+        y = case.function(function_named(name))(x)
+        y.backward(g)
+        slope = reference.FUNCTIONS[name][1](array(x))
+        # Vectorised functions are good to one eps; at most four of them and four products or sums follow each other.
+        case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
+
+
+@claim("autograd.gradient.binary-functions")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "atan2", "hypot"])
+def test_binary_functions_have_their_two_analytic_derivatives(case, name):
+    for shape in SHAPES:
+        x = case.tensor_of(case.rng.uniform(0.5, 3, shape), requires_grad=True)
+        y = case.tensor_of(-case.rng.uniform(0.5, 3, shape), requires_grad=True)
+        g = case.tensor(*shape)
+        case.function(getattr(torch, name))(x, y).backward(g)
+        for leaf, slope in zip((x, y), binary_slopes(name, array(x), array(y)), strict=True):
+            case.close(leaf.grad, array(g) * slope, k=6)  # at most two squares, a sum, a root, a quotient, a product
+
+
+def binary_slopes(name, x, y):
+    square = x * x + y * y
+    return {
+        "add": (1, 1),
+        "sub": (1, -1),
+        "mul": (y, x),
+        "div": (1 / y, -x / y**2),
+        "maximum": (x > y, y > x),
+        "minimum": (x < y, y < x),
+        "atan2": (y / square, -x / square),
+        "hypot": (x / np.sqrt(square), y / np.sqrt(square)),
+    }[name]
+
+
+@claim("autograd.gradient.scaled-sums")
+@axes(dtype=FLOATING)
+def test_factors_reach_the_gradient(case):
+    x, y, z, g = (case.tensor(17, requires_grad=True) for _ in range(4))
+    torch.add(x, y, alpha=-2.5).backward(g.detach())
+    case.same(x.grad, g.detach())
+    case.close(y.grad, -2.5 * array(g), k=1)
+    x.grad = None
+    torch.addcmul(z, x, y, value=0.7).backward(g.detach())
+    case.close(x.grad, 0.7 * array(g) * array(y), k=3)  # the factor rounded, two products
+    case.same(z.grad, g.detach())
+
+
+@claim("autograd.gradient.matrix-product")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_gradients_of_a_matrix_product(case, batch):
+    a, b = case.tensor(*batch, 5, 3, requires_grad=True), case.tensor(*batch, 3, 4, requires_grad=True)
+    g = case.tensor(*batch, 5, 4)
+    case.function(torch.matmul)(a, b).backward(g)
+    va, vb, vg = array(a), array(b), array(g)
+    ta, tb = np.swapaxes(va, -1, -2), np.swapaxes(vb, -1, -2)
+    case.close(a.grad, vg @ tb, k=4, scale=abs(vg) @ abs(tb))  # sums of four products
+    case.close(b.grad, ta @ vg, k=5, scale=abs(ta) @ abs(vg))  # sums of five products
+
+
+@claim("autograd.gradient.sum-and-mean")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("dim", [None, 0, 1, (0, 2), -1])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_sum_and_mean_spread_the_gradient(case, dim, keepdim):
+    x = case.tensor(3, 5, 7, requires_grad=True)
+    kept = {} if dim is None else {"dim": dim, "keepdim": keepdim}
+    for name, number in (("sum", 1), ("mean", x.numel() / array(x).sum(dim).size)):
+        y = getattr(x, name)(**kept)
+        g, x.grad = case.tensor(*y.shape), None
+        y.backward(g)
+        full = array(g) if keepdim and dim is not None else array(g).reshape(array(x).sum(dim, keepdims=True).shape)
+        case.close(x.grad, np.broadcast_to(full / number, x.shape), k=1)  # the quotient, at most by a rounded inverse
+
+
+@claim("autograd.gradient.product")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("zeros", [0, 1, 2])
+def test_the_gradient_of_a_product_leaves_one_factor_out(case, zeros):
+    values = case.rng.uniform(0.5, 2, 5)
+    values[:zeros] = 0
+    x = case.tensor_of(values, requires_grad=True)
+    x.prod().backward()
+    others = [np.prod(np.delete(array(x), i)) for i in range(5)]
+    case.close(x.grad, np.array(others), k=8)  # at most seven products and a quotient
+
+
+@claim("autograd.gradient.softmax")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("length", [1, 3, 17])
+def test_gradients_of_softmax_and_log_softmax(case, length):
+    x, g = case.tensor(5, length, requires_grad=True), case.tensor(5, length)
+    vx, vg = array(x), array(g)
+    case.function(torch.softmax)(x, -1).backward(g)
+    s = reference.softmax(vx)
+    scale = s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True))
+    roundings = length + 8  # a sum in the forward, a sum of products in the backward, each at worst linear
+    case.close(x.grad, reference.softmax_gradient(vx, vg), k=2 * roundings, scale=scale)
+    x.grad = None
+    case.function(torch.log_softmax)(x, -1).backward(g)
+    scale = abs(vg) + s * abs(vg).sum(-1, keepdims=True) * (1 + abs(reference.log_softmax(vx)))
+    case.close(x.grad, reference.log_softmax_gradient(vx, vg), k=roundings, scale=scale)
+
+
+@claim("autograd.gradient.indexing")
+@axes(dtype=FLOATING)
+def test_an_element_read_twice_gets_both_gradients(case):
+    x, g = case.tensor(5, 3, requires_grad=True), case.tensor(4, 3)
+    index = torch.tensor([0, 3, 0, -1], device=case.device)
+    expected = np.zeros((5, 3))
+    np.add.at(expected, [0, 3, 0, 4], array(g))
+    for read in (
+        lambda: x[index],
+        lambda: x.index_select(0, index % 5),
+        lambda: torch.gather(x, 0, (index % 5)[:, None].expand(4, 3)),
+    ):
+        x.grad = None
+        read().backward(g)
+        case.close(x.grad, expected, k=0.5)  # one sum
+
+
+@claim("autograd.gradient.joining")
+@axes(dtype=FLOATING)
+def test_joining_tensors_splits_the_gradient(case):
+    x, y, g = case.tensor(2, 3, requires_grad=True), case.tensor(4, 3, requires_grad=True), case.tensor(6, 3)
+    torch.cat([x, y]).backward(g)
+    case.same(x.grad, g[:2])
+    case.same(y.grad, g[2:])
+    x.grad = None
+    torch.stack([x, x], dim=1).backward(pair := case.tensor(2, 2, 3))
+    case.same(x.grad, pair[:, 0] + pair[:, 1])
+
+
+@claim("autograd.gradient.views")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[1:, ::2],
+        lambda x: x.T,
+        lambda x: x.reshape(5, 3),
+        lambda x: x.flip(0),
+        lambda x: x.roll(2, 1),
+        lambda x: x[2],
+        lambda x: x.unfold(1, 2, 2),
+        lambda x: F.pad(x, (1, 2), value=3.0),
+    ],
+    ids=["slice", "transpose", "reshape", "flip", "roll", "select", "unfold", "pad"],
+)
+def test_views_send_each_gradient_where_its_element_came_from(case, view):
+    x = case.tensor(3, 5, requires_grad=True)
+    y = view(x)
+    y.backward(g := case.tensor(*y.shape))
+    places = view(torch.arange(1, 16, device=case.device).reshape(3, 5).double()).flatten().long()
+    expected = np.zeros(16)
+    inside = array(places).ravel() % 16 * (array(y).ravel() != 3.0)
+    np.add.at(expected, inside, array(g).ravel())
+    case.same(x.grad, case.tensor_of(expected[1:].reshape(3, 5)))
+
+
+@claim("autograd.gradient.broadcast-is-summed")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 1), (1, 1), (3, 5), (2, 1, 5), (1, 3, 1)])
+def test_broadcasting_sums_the_gradient(case, shape):
+    x, y = case.tensor(*shape, requires_grad=True), case.tensor(2, 3, 5)
+    (x * y).sum().backward()
+    expected, size = sum_to(array(y), shape), sum_to(abs(array(y)), shape)
+    case.close(x.grad, expected, k=30, scale=size)  # sums of at most thirty terms, in any order
+    expanded = case.tensor(*shape, requires_grad=True)
+    expanded.expand(2, 3, 5).backward(y)
+    case.close(expanded.grad, expected, k=30, scale=size)
+
+
+def sum_to(values, shape):
+    """Sum the array over the axes along which ``shape`` would be broadcast to it."""
+    lead = values.ndim - len(shape)
+    axes_of_one = [i + lead for i, n in enumerate(shape) if n == 1 != values.shape[i + lead]]
+    return values.sum(tuple([*range(lead), *axes_of_one])).reshape(shape)
+
+
+@claim("autograd.gradient.where-selects")
+@axes(dtype=FLOATING)
+def test_where_sends_the_gradient_to_the_branch_taken(case):
+    x, y, g = case.tensor(17, requires_grad=True), case.tensor(17, requires_grad=True), case.tensor(17)
+    taken = case.tensor(17) > 0
+    torch.where(taken, x, y).backward(g)
+    case.same(x.grad, torch.where(taken, g, torch.zeros_like(g)))
+    case.same(y.grad, torch.where(taken, torch.zeros_like(g), g))
+
+
+# -- where there is no derivative ------------------------------------------------------------------------------------
+
+KINKS = {
+    "relu": (torch.relu, 0.0, 0.0),
+    "abs": (torch.abs, 0.0, 0.0),
+    "leaky-relu": (lambda x: F.leaky_relu(x, 0.3), 0.0, 0.3),
+    "hardtanh-low": (F.hardtanh, -1.0, 0.0),
+    "hardtanh-high": (F.hardtanh, 1.0, 0.0),
+    "relu6": (F.relu6, 6.0, 0.0),
+    "sqrt": (torch.sqrt, 0.0, math.inf),
+    "sign": (torch.sign, 0.0, 0.0),
+    "floor": (torch.floor, 1.0, 0.0),
+    "round": (torch.round, 0.5, 0.0),
+    "norm": (torch.Tensor.norm, 0.0, 0.0),
+    "pow-zero": (lambda x: x**0, 0.0, 0.0),
+    "pow-one": (lambda x: x**1, 0.0, 1.0),
+    "log": (torch.log, 0.0, math.inf),
+}
+
+
+@claim("autograd.gradient.kinks")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("name", KINKS)
+def test_derivatives_at_kinks(case, name):
+    function, place, slope = KINKS[name]
+    x = case.tensor_of([place], requires_grad=True)
+    case.function(function)(x).sum().backward()
+    case.same(x.grad, case.tensor_of([slope]) + 0.0)
+
+
+@claim("autograd.gradient.norm-at-zero")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_the_gradient_of_a_norm_at_zero_is_zero(case, p):
+    x = case.tensor_of(np.zeros((3, 5)), requires_grad=True)
+    torch.linalg.vector_norm(x, ord=p, dim=1).sum().backward()
+    case.same(x.grad, torch.zeros_like(x))
+
+
+@claim("autograd.gradient.ties-share-evenly")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("function", [torch.max, torch.min, torch.amax, torch.amin], ids=lambda f: f.__name__)
+def test_ties_over_all_elements_share_the_gradient(case, function):
+    sign = -1.0 if "min" in function.__name__ else 1.0
+    x = case.tensor_of([2 * sign, 0.0, 2 * sign, 2 * sign, 2 * sign], requires_grad=True)
+    function(x).backward()
+    case.same(x.grad, case.tensor_of([0.25, 0.0, 0.25, 0.25, 0.25]))
+
+
+@claim("autograd.gradient.ties-along-an-axis")
+@axes(dtype=FLOATING)
+def test_ties_along_an_axis_go_to_the_index_returned(case):
+    x = case.tensor_of([[0.0, 2.0, 2.0], [5.0, 1.0, 5.0]], requires_grad=True)
+    values, index = x.max(1)
+    values.sum().backward()
+    case.same(x.grad, F.one_hot(index, 3).to(case.dtype))
+    x.grad = None
+    torch.amax(x, 1).sum().backward()
+    case.same(x.grad, case.tensor_of([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5]]))
+
+
+@claim("autograd.gradient.ties-between-two")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("function", [torch.maximum, torch.minimum], ids=lambda f: f.__name__)
+def test_maximum_of_equals_halves_the_gradient(case, function):
+    x, y, g = case.tensor(17, requires_grad=True), case.tensor(17), case.tensor(17)
+    y = x.detach().clone().requires_grad_()
+    function(x, y).backward(g)
+    case.same(x.grad, g / 2)
+    case.same(y.grad, g / 2)
+
+
+@claim("autograd.gradient.clamp")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("bounds", [(-0.5, 0.7), (-0.5, None), (None, 0.7)])
+def test_clamp_passes_the_gradient_within_its_bounds(case, bounds):
+    x, g = case.tensor(3, 67, requires_grad=True), case.tensor(3, 67)
+    case.function(torch.clamp)(x, *bounds).backward(g)
+    low, high = (b if b is not None else s * math.inf for b, s in zip(bounds, (-1, 1), strict=True))
+    inside = (array(x) > low) & (array(x) < high)
+    case.same(x.grad, case.tensor_of(np.where(inside, array(g), 0.0)))
+
+
+@claim("autograd.gradient.clamp-at-the-bound")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("bounds", [(-1.0, None), (None, 2.0), (-1.0, 2.0)])
+def test_clamp_at_the_bound_passes_no_gradient(case, bounds):
+    at_bounds = [b for b in bounds if b is not None]
+    x = case.tensor_of(at_bounds, requires_grad=True)
+    torch.clamp(x, *bounds).sum().backward()
+    case.same(x.grad, torch.zeros_like(x))
+
+
+@claim("autograd.gradient.clamp-at-the-bound-until-2-13")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("bounds", [(-1.0, None), (None, 2.0), (-1.0, 2.0)])
+def test_clamp_at_the_bound_passed_the_gradient(case, bounds):
+    at_bounds = [b for b in bounds if b is not None]
+    x = case.tensor_of(at_bounds, requires_grad=True)
+    torch.clamp(x, *bounds).sum().backward()
+    case.same(x.grad, torch.ones_like(x))
+
+
+@claim("autograd.gradient.masking-does-not-hide-nan")
+def test_masking_a_result_does_not_mask_its_gradient(case):
+    x, divisor = case.tensor_of([1.0, 1.0], requires_grad=True), case.tensor_of([0.0, 1.0])
+    quotient = x / divisor
+    quotient.masked_fill(divisor == 0, 0.0).sum().backward()
+    assert x.grad.tolist()[1] == 1.0
+    assert x.grad.isnan().tolist() == [True, False]
+
+
+@claim("autograd.gradient.where-does-not-hide-nan")
+def test_where_around_an_infinite_branch_gives_nan(case):
+    x = case.tensor_of([0.0, 4.0], requires_grad=True)
+    torch.where(x > 0, torch.sqrt(x), torch.zeros_like(x)).sum().backward()
+    assert x.grad.isnan().tolist() == [True, False]
+    x.grad = None
+    safe = torch.where(x > 0, x, torch.ones_like(x))
+    torch.where(x > 0, torch.sqrt(safe), torch.zeros_like(x)).sum().backward()
+    case.same(x.grad, case.tensor_of([0.0, 0.25]))
+
+
+@claim("autograd.gradient.random-operations")
+@axes(via="eager")
+def test_random_operations_pass_zeros(case):
+    p = case.tensor_of([0.3, 0.6], requires_grad=True)
+    for sample in (torch.bernoulli(p), torch.poisson(p)):
+        (gradient,) = torch.autograd.grad(sample.sum(), p)
+        case.same(gradient, torch.zeros_like(p))
+
+
+# -- complex numbers -------------------------------------------------------------------------------------------------
+
+
+def complex_tensor(case, *shape):
+    values = case.rng.standard_normal(shape) + 1j * case.rng.standard_normal(shape)
+    return torch.as_tensor(values).to(torch.complex64).to(case.device).requires_grad_()
+
+
+@claim("autograd.complex.twice-the-conjugate-derivative")
+def test_the_gradient_of_a_real_loss_is_that_of_its_two_real_variables(case):
+    z = complex_tensor(case, 17)
+    (z * z.conj()).real.sum().backward()
+    case.close(z.grad, 2 * array(z), k=2)  # |z|^2 has derivatives 2a and 2b; dL/dz* would be z
+    real = torch.view_as_real(z.detach()).requires_grad_()
+    real.square().sum().backward()
+    case.close(torch.view_as_complex(real.grad), array(z.grad), k=2)
+
+
+@claim("autograd.complex.holomorphic-conjugated")
+def test_a_holomorphic_function_multiplies_by_its_conjugate_derivative(case):
+    z, g = complex_tensor(case, 17), complex_tensor(case, 17).detach()
+    z.exp().backward(g)
+    expected = array(g) * np.conj(np.exp(array(z)))
+    case.close(z.grad, expected, k=8)  # exponential, sine and cosine within one eps each, a complex product
+
+
+@claim("autograd.complex.real-input-real-gradient")
+def test_a_real_input_gets_a_real_gradient(case):
+    x, z = case.tensor(17, requires_grad=True, dtype=torch.float32), complex_tensor(case, 17).detach()
+    (x * z).backward(z)
+    assert x.grad.dtype == torch.float32
+    case.close(x.grad, abs(array(z)) ** 2, k=2)  # two squares and a sum
