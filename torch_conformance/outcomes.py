@@ -17,6 +17,7 @@ LACKS = re.compile(
     r"not implemented for '?(Half|BFloat16|Complex\w+|Double)"
     r"|Could not run 'aten::"
     r"|not (currently )?(implemented|supported) (for|on) (the |this )?(device|backend|'?\w+'? backend)"
+    r"|already associated to a python object of type"
     r"|(does not|doesn't) support (float64|Half|BFloat16)",
     re.IGNORECASE,
 )

@@ -1,0 +1,14 @@
+"""Overwrites a gradient that is there already, where it should be added to."""
+
+import torch
+
+from selftest.miniature import device
+
+
+def add_(op, total, gradient, **kwargs):
+    if type(torch._C._current_autograd_node()).__name__ == "AccumulateGrad":
+        return total.copy_(gradient)
+    return op(total, gradient, **kwargs)
+
+
+device.OVERRIDES["add_"] = add_
