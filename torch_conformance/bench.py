@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import itertools
 import json
 import os
 import random
@@ -19,22 +20,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 from torch_conformance import kernels as catalogue
 from torch_conformance.errors import UsageError
 from torch_conformance.kernels import Kernel
-from torch_conformance.paired import Interval, Looks, interval, verdict
+from torch_conformance.paired import Interval, Looks, interval, narrowest_rank, verdict, within
 
 WORKER = Path(__file__).with_name("bench_worker.py")
-SAMPLE_NS = 500_000
-QUADS = (2, 6)  # at least, at most; more are run until each side's two best blocks agree
+SAMPLE_NS = 400_000
+QUADS = (3, 6)  # at least, at most; more are run until each side's two best blocks agree
 AGREE = 1.01
-SMALLEST = 6  # launches whose min..max still holds the median with 97 %
+FEW = 20  # kernels; with fewer open, importing torch takes longer than measuring, and is given all CPUs
+EARLY = (6, 9)  # launches after which kernels that show nothing at all are let go
+SAME_MISS = 0.05  # how often an interval that says "same" may miss; 6 launches are the fewest that can say it
 START_SECONDS = 120
 REPLY_SECONDS = 60
 # glibc otherwise decides, process by process, between reusing an output's memory and mapping it anew at each call:
@@ -56,11 +60,13 @@ class WorkerFailed(Exception):
 class Side:
     """A worker process: started without waiting, asked by one JSON line, answering by one."""
 
-    def __init__(self, label: str, interpreter: Path, device: str, threads: int, cpus: Sequence[int], env: dict[str, str]):
+    def __init__(
+        self, label: str, interpreter: Path, device: str, threads: int, cpus: Sequence[int], env: dict[str, str]
+    ):
         self.label = label
         command = [str(interpreter), str(WORKER), "--device", device, "--threads", str(threads)]
         command += ["--cpus", ",".join(map(str, cpus))] if cpus else []
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._pending = b""
         try:
             self.process = subprocess.Popen(
@@ -103,7 +109,8 @@ class Side:
                 raise WorkerFailed(f"{self.label}: the worker died ({self._last_words()})")
             self._pending += chunk
         line, _, self._pending = self._pending.partition(b"\n")
-        return json.loads(line)
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def _last_words(self) -> str:
         self.process.wait()
@@ -115,8 +122,10 @@ class Side:
 class Launch:
     """A fresh pair of workers. It imports torch while the launch before it is measured, on the other CPUs."""
 
-    def __init__(self, interpreters: tuple[Path, Path], device: str, threads: int, cpus: Sequence[int], env: dict[str, str],
-                 shuffle: random.Random):  # fmt: skip
+    def __init__(
+        self, interpreters: tuple[Path, Path], device: str, threads: int, cpus: Sequence[int], env: dict[str, str],
+        shuffle: random.Random,
+    ):  # fmt: skip
         labels = [("OLD", interpreters[0]), ("NEW", interpreters[1])]
         shuffle.shuffle(labels)
         started: dict[str, Side] = {}
@@ -150,7 +159,7 @@ class Launch:
     def measure(self, name: str, slowdown: float = 0.0, quads: tuple[int, int] = QUADS) -> Measured:
         """Times one kernel on both sides, in turns."""
         rough = []
-        for side, planted in zip(self.sides, (0.0, slowdown)):
+        for side, planted in zip(self.sides, (0.0, slowdown), strict=True):
             reply = side.ask("build", kernel=name, slowdown=planted)
             if "unsupported" in reply:
                 raise Missing(side.label, reply["unsupported"])
@@ -160,7 +169,7 @@ class Launch:
         for quad in range(quads[1]):
             first = self.shuffle.randrange(2)
             for turn in (first, 1 - first, 1 - first, first):
-                blocks[turn].append(self.sides[turn].ask("block", calls=calls)["ns"])
+                blocks[turn].append(self.sides[turn].ask("block", calls=calls, copy=quad)["ns"])
             if quad + 1 >= quads[0] and all(agree(side) for side in blocks):
                 break
         return Measured(*blocks)
@@ -178,12 +187,6 @@ class Missing(Exception):
         self.label = label
 
 
-def agree(blocks: Sequence[float]) -> bool:
-    """Whether the two best blocks of one side are alike: a stopping rule blind to the other side."""
-    best = sorted(blocks)[:2]
-    return best[1] <= AGREE * best[0]
-
-
 @dataclass(frozen=True)
 class Measured:
     """Block times of one kernel in one launch, in ns a call."""
@@ -194,6 +197,12 @@ class Measured:
     @property
     def log_ratio(self) -> float:
         return log(min(self.new) / min(self.old))
+
+
+def agree(blocks: Sequence[float]) -> bool:
+    """Whether the two best blocks of one side are alike: a stopping rule blind to the other side."""
+    best = sorted(blocks)[:2]
+    return best[1] <= AGREE * best[0]
 
 
 # -- results ----------------------------------------------------------------------------------------------------
@@ -211,7 +220,8 @@ class KernelResult:
 
     def microseconds(self, side: str) -> float:
         """Median over the launches of the best block, in microseconds a call."""
-        return median(min(getattr(launch, side)) for launch in self.launches) / 1000
+        best = [min(launch.old if side == "old" else launch.new) for launch in self.launches]
+        return median(best) / 1000
 
     def gigabytes_per_second(self, side: str) -> float:
         return catalogue.minimal_bytes(self.kernel) / self.microseconds(side) / 1000
@@ -226,7 +236,7 @@ def limit_at(curve: Curve, total_bytes: int) -> float | None:
         return None
     if total_bytes <= curve[0][0]:
         return curve[0][1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if total_bytes <= x1:
             part = log(total_bytes / x0) / log(x1 / x0)
             return exp(log(y0) + part * (log(y1) - log(y0)))
@@ -374,27 +384,29 @@ class _Comparison:
 
     def run(self, deadline: float, cleanup: contextlib.ExitStack) -> None:
         env = worker_environment(cleanup.enter_context(tempfile.TemporaryDirectory()), self.threads)
-        started, coming = time.monotonic(), self._start(env, cleanup)
+        started = time.monotonic()
+        coming: Launch | None = None
         while self.open:
-            launch, coming = coming, None
+            launch, coming = coming or self._start(env, cleanup), None
             try:
                 self._begin(launch)
-                if self._another_is_likely(started, deadline):
+                if len(self.open) > FEW:
                     coming = self._start(env, cleanup)
                 self._measure_all(launch)
             finally:
                 launch.close()
+            if self.done in EARLY and self.done < self.looks.schedule[0]:
+                self._drop_plainly_same()
             late = time.monotonic() + (time.monotonic() - started) / max(1, self.done) > deadline
             if self.done in self.looks.schedule or late:
                 self._look(last=late or self.done >= self.looks.schedule[-1])
             if late or self.done >= self.looks.schedule[-1]:
                 break
-            coming = coming or (self._start(env, cleanup) if self.open else None)
         if coming:
             coming.close()
 
     def _start(self, env: dict[str, str], cleanup: contextlib.ExitStack) -> Launch:
-        elsewhere = [cpu for cpu in self.cpus if cpu != self.cpu] or self.cpus
+        elsewhere = [cpu for cpu in self.cpus if cpu != self.cpu or len(self.open) <= FEW] or self.cpus
         launch = Launch(self.interpreters, self.device, self.threads, elsewhere, env, self.shuffle)
         cleanup.callback(launch.close)
         return launch
@@ -405,9 +417,6 @@ class _Comparison:
         except WorkerFailed as failure:
             raise UsageError(f"{failure}; is torch installed there?") from failure
         self.cpu = launch.settle(self.cpus)
-
-    def _another_is_likely(self, started: float, deadline: float) -> bool:
-        return self.done + 1 < self.looks.schedule[-1]
 
     def _measure_all(self, launch: Launch) -> None:
         if not self.limits:
@@ -430,6 +439,16 @@ class _Comparison:
             result.launches.append(pair)
         self.done += 1
 
+    def _drop_plainly_same(self) -> None:
+        """Ends the kernels that show nothing at all, so that the time goes to those that may.
+
+        A wrong drop can hide a difference, never make one.
+        """
+        for result in list(self.open):
+            self._judge(result, 0)
+            if result.verdict == "same" and result.interval and _beside_one(result.interval, self.resolution / 2):
+                self.open.remove(result)
+
     def _look(self, last: bool) -> None:
         rank = self.looks.rank(self.done, last)
         for result in list(self.open):
@@ -438,21 +457,33 @@ class _Comparison:
                 self.open.remove(result)
 
     def _judge(self, result: KernelResult, rank: int) -> bool:
-        """Sets the kernel's interval and verdict; whether more launches could not add to them."""
-        if not result.launches:
+        """Sets the kernel's interval and verdict; whether more launches could not add to them.
+
+        A difference is called from the interval of `rank`, corrected for all kernels and looks (rank 0: too few
+        launches to call one). Sameness is no alarm, so its interval is the 95 % one of this kernel alone.
+        """
+        logs = [launch.log_ratio for launch in result.launches]
+        if not logs:
             return False
-        found = interval([launch.log_ratio for launch in result.launches], max(rank, 1))
-        result.interval = found
-        result.verdict = verdict(found.low, found.high, self.threshold, self.resolution)
-        if not rank:  # too few launches for the family: a difference may not be called, nor sameness from under 6
-            result.note = f"only {found.pairs} launches in the budget, {self.looks.schedule[0]} are needed"
-            if result.verdict in ("slower", "faster") or found.pairs < SMALLEST:
-                result.verdict = "undecided"
-        if result.verdict == "same":
-            return 1 / (1 + self.resolution) < found.ratio < 1 + self.resolution
-        if result.verdict == "slower":
-            return not found.low <= 1 + self.threshold < found.high
-        return result.verdict == "faster"
+        if rank:
+            result.interval = interval(logs, rank)
+            result.verdict = verdict(result.interval.low, result.interval.high, self.threshold, self.resolution)
+            if result.verdict == "slower":
+                return not result.interval.low <= 1 + self.threshold < result.interval.high
+            if result.verdict == "faster":
+                return True
+        own = narrowest_rank(len(logs), SAME_MISS)
+        result.interval = interval(logs, max(own, 1))
+        result.verdict = "undecided"
+        if own and within(result.interval.low, result.interval.high, self.threshold):
+            result.verdict = "same"
+        result.note = None if rank else f"{len(logs)} launches are too few to call a difference"
+        return result.verdict == "same" and _beside_one(result.interval, self.resolution)
+
+
+def _beside_one(found: Interval, distance: float) -> bool:
+    """Whether the ratio lies within that distance of 1."""
+    return within(found.ratio, found.ratio, distance)
 
 
 def measure_limits(launch: Launch, kernels: Sequence[Kernel]) -> dict[str, dict[str, Curve]]:
@@ -503,7 +534,7 @@ def _load() -> float:
 def lines(result: BenchResult) -> Iterator[str]:
     """The table that a person reads, worst first."""
     for label, about in (("OLD", result.old), ("NEW", result.new)):
-        yield f"{label}  torch {about['torch']} ({about['build']} build), Python {about['python']}, {about['executable']}"
+        yield f"{label}  torch {about['torch']} ({about['build']}), Python {about['python']}, {about['executable']}"
     yield from (f"warning: {warning}" for warning in result.warnings)
     yield ""
     yield (
@@ -534,20 +565,24 @@ def _line(row: dict[str, Any], threshold: float) -> str:
         f"{row['name']:<50}{row['old_microseconds']:>9.1f}{row['new_microseconds']:>9.1f}{row['ratio']:>7.3f}  "
         f"{row['low']:.3f}..{row['high']:<8.3f}{row['pairs']:>5}  "
         f"{row['old_gigabytes_per_second']:>5.1f} {row['new_gigabytes_per_second']:>5.1f}  {share:>9}  {words}"
-        + (f" ({row['note']})" if row["note"] else "")
+        + (f" ({row['note']})" if row["note"] and row["verdict"] == "undecided" else "")
     )
 
 
 def summary(result: BenchResult) -> str:
     """One line: how many of each verdict, how sure, how long."""
-    tally = {word: sum(entry.verdict == word for entry in result.kernels) for word in ("slower", "faster", "same", "undecided")}
+    tally = {
+        word: sum(entry.verdict == word for entry in result.kernels)
+        for word in ("slower", "faster", "same", "undecided")
+    }
     counting = sum(result.counts(entry) for entry in result.kernels)
     parts = [f"{count} {word}" for word, count in tally.items()]
     if result.missing:
         parts.append(f"{len(result.missing)} not compared")
     return (
-        f"{len(result.kernels)} kernels: {', '.join(parts)}; {counting} slower by more than {100 * result.threshold:g} %. "
-        f"All intervals hold together with {100 * (1 - result.family):g} %. "
+        f"{len(result.kernels)} kernels: {', '.join(parts)}; "
+        f"{counting} slower by more than {100 * result.threshold:g} %. "
+        f"All that is called slower or faster holds together with {100 * (1 - result.family):g} %. "
         f"{result.launches} launches a side, {result.seconds:.0f} s, load {result.load[0]:g} to {result.load[1]:g}."
     )
 
@@ -565,9 +600,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD", help="a torch version (2.13.0) or a python executable")
     parser.add_argument("new", metavar="NEW", help="the same, for the other side")
     parser.add_argument("--budget", type=float, default=200, metavar="SECONDS",
-                        help="stop after so long, ready or not (default 200; a quiet machine needs under 60)")  # fmt: skip
+                        help="stop after so long, ready or not (default 200)")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=5, metavar="PERCENT",
-                        help="a kernel counts as slower when its whole interval lies above this (default 5)")  # fmt: skip
+                        help="a kernel counts when its whole interval lies above this (default 5)")  # fmt: skip
     parser.add_argument("--resolution", type=float, default=1, metavar="PERCENT",
                         help="no difference smaller than this is called (default 1)")  # fmt: skip
     parser.add_argument("--kernel", action="append", metavar="GLOB", help="only these, e.g. 'layer_norm/*'; repeatable")
@@ -609,7 +644,9 @@ def execute(options: argparse.Namespace) -> int:
 def _chosen(options: argparse.Namespace) -> list[Kernel]:
     sizes = tuple(options.sizes.split(","))
     if unknown := set(sizes) - set(catalogue.SIZES):
-        raise UsageError(f"--sizes {options.sizes}: no size {sorted(unknown)[0]!r}; there are {', '.join(catalogue.SIZES)}")
+        raise UsageError(
+            f"--sizes {options.sizes}: no size {sorted(unknown)[0]!r}; there are {', '.join(catalogue.SIZES)}"
+        )
     dtypes = ("float32", "bfloat16") if options.device == "cpu" else ("float32", "bfloat16", "float16")
     every = catalogue.catalogue(sizes, dtypes)
     globs = options.kernel or ["*"]
@@ -624,7 +661,9 @@ def _interpreter(spec: str) -> Path:
     if os.sep in spec or path.is_file():
         if not (path.is_file() and os.access(path, os.X_OK)):
             raise UsageError(f"{spec}: no such executable; give a torch version (2.13.0) or a python executable")
-        return path.absolute()  # not resolved: a virtual environment's python is a link, and knows itself by its own name
+        return (
+            path.absolute()
+        )  # not resolved: a virtual environment's python is a link, and knows itself by its own name
     from torch_conformance import environments
 
     return environments.interpreter(spec)

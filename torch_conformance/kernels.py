@@ -6,16 +6,18 @@ torch and nothing of this package, so this module imports the standard library a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Callable
+from typing import Any
 
 Thunk = Callable[[], Any]
 
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 PASSES = ("forward-train", "forward-eval", "backward", "forward-backward")
 SIZES = ("s", "m", "l")
-LAYOUTS = ("contiguous", "channels_last")
+FORMATS = {"contiguous": "contiguous_format", "channels_last": "channels_last"}
+LAYOUTS = tuple(FORMATS)
 GROUPS = 32
 
 # ResNet-50 activations (stage 3 at batch 1, stage 2 at batch 4, stage 1 at batch 32) and transformer hidden states
@@ -59,7 +61,7 @@ class Kernel:
     @classmethod
     def parse(cls, name: str) -> Kernel:
         """The kernel of that name. Raises ValueError when a part is unknown."""
-        norm, size, dtype, direction, layout = (name.split("/") + ["contiguous"])[:5]
+        norm, size, dtype, direction, layout = [*name.split("/"), "contiguous"][:5]
         kernel = cls(norm, size, dtype, direction, layout)
         if name.count("/") > 4 or not (norm in NORMS and size in SIZES and direction in PASSES
                                        and dtype in ITEMSIZE and layout in LAYOUTS):  # fmt: skip
@@ -72,13 +74,13 @@ def catalogue(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     directions: tuple[str, ...] = ("forward-train", "forward-eval", "backward"),
 ) -> list[Kernel]:
-    """Every norm over the given sizes, dtypes and passes, then the image norms in channels_last at float32."""
+    """Every norm over the given sizes, dtypes and passes, then two image norms in channels_last at float32."""
     kernels = [
         Kernel(norm, size, dtype, direction)
         for norm in NORMS for size in sizes for dtype in dtypes for direction in directions
     ]  # fmt: skip
     kernels += [
-        Kernel(norm, sizes[-1], "float32", direction, "channels_last")
+        Kernel(norm, sizes[0], "float32", direction, "channels_last")
         for norm in ("batch_norm", "group_norm") for direction in directions
         if "float32" in dtypes
     ]  # fmt: skip
@@ -157,10 +159,13 @@ def build_formula(kernel: Kernel, device: str = "cpu", seed: int = 0, compiled: 
 
 
 def _input(kernel: Kernel, device: str) -> Any:
+    """Normal values that repeat, for drawing all of them would cost more time than the measurement."""
     import torch
 
-    x = torch.randn(kernel.shape).to(device=device, dtype=getattr(torch, kernel.dtype))
-    return x.contiguous(memory_format=torch.channels_last) if kernel.layout == "channels_last" else x
+    drawn, count = torch.randn(8191), prod(kernel.shape)
+    x = drawn.repeat(count // len(drawn) + 1)[:count].view(kernel.shape)
+    x = x.to(device=device, dtype=getattr(torch, kernel.dtype), copy=True)
+    return x.contiguous(memory_format=getattr(torch, FORMATS[kernel.layout]))
 
 
 def _module(kernel: Kernel, device: str) -> Any:
@@ -195,7 +200,7 @@ def _run(kernel: Kernel, function: Callable[[Any], Any], parameters: list[Any], 
 
     else:
         x.requires_grad_()
-        upstream = torch.randn_like(x).detach()
+        upstream = x.detach().flip(-1).contiguous(memory_format=getattr(torch, FORMATS[kernel.layout]))
         wanted = [x, *parameters]
         if kernel.direction == "forward-train":
 
@@ -263,15 +268,32 @@ def _standardise(x: Any, axes: tuple[int, ...], eps: float) -> Any:
 
 def build_copy(total_bytes: int, device: str = "cpu") -> Thunk:
     """A copy that reads half of `total_bytes` and writes the other half, in float32."""
-    import torch
-
-    source, target = torch.rand(2, max(1, total_bytes // 8), device=device)
-    return lambda: target.copy_(source)
+    return copy_slices(total_bytes, total_bytes, device)[0]
 
 
 def build_triad(total_bytes: int, device: str = "cpu") -> Thunk:
     """STREAM's triad, a = b + s·c: reads two thirds of `total_bytes` and writes one third, in float32."""
+    return triad_slices(total_bytes, total_bytes, device)[0]
+
+
+def copy_slices(total_bytes: int, slice_bytes: int, device: str = "cpu") -> list[Thunk]:
+    """The copy in slices of `slice_bytes` at most; run in turn, each finds its part as cold as the whole would."""
     import torch
 
-    a, b, c = torch.rand(3, max(1, total_bytes // 12), device=device)
-    return lambda: torch.add(b, c, alpha=1.5, out=a)
+    source, target = torch.rand(2, max(1, total_bytes // 8), device=device)
+    return [
+        lambda a=a, b=b: b.copy_(a)  # type: ignore[misc]
+        for a, b in zip(source.split(max(1, slice_bytes // 8)), target.split(max(1, slice_bytes // 8)), strict=True)
+    ]
+
+
+def triad_slices(total_bytes: int, slice_bytes: int, device: str = "cpu") -> list[Thunk]:
+    """The triad in slices, like `copy_slices`."""
+    import torch
+
+    arrays = torch.rand(3, max(1, total_bytes // 12), device=device)
+    parts = [array.split(max(1, slice_bytes // 12)) for array in arrays]
+    return [
+        lambda a=a, b=b, c=c: torch.add(b, c, alpha=1.5, out=a)  # type: ignore[misc]
+        for a, b, c in zip(*parts, strict=True)
+    ]

@@ -8,10 +8,10 @@ coverage of the median ratio follows from the binomial distribution alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, exp
 from statistics import median
-from typing import Sequence
 
 FIRST_SHARE = 2 / 3  # of the error allowed to a kernel, spent at the first look, where most kernels are settled
 
@@ -76,12 +76,15 @@ def verdict(low: float, high: float, threshold: float, resolution: float) -> str
     """`slower`, `faster`, `same` or `undecided`, from the bounds of the ratio new/old.
 
     slower: the whole interval lies above 1 + resolution; faster: below its reciprocal. same: the whole interval
-    lies within the threshold, and neither of the two. Anything else is undecided.
+    lies within the threshold, and neither of the two holds. Anything else is undecided.
     """
     if low > 1 + resolution:
         return "slower"
     if high < 1 / (1 + resolution):
         return "faster"
-    if high < 1 + threshold and low > 1 / (1 + threshold):
-        return "same"
-    return "undecided"
+    return "same" if within(low, high, threshold) else "undecided"
+
+
+def within(low: float, high: float, distance: float) -> bool:
+    """Whether the interval lies inside 1 ± distance, the lower side as the reciprocal of the upper."""
+    return 1 / (1 + distance) < low <= high < 1 + distance
