@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class Case:
         self.layout = point.layout
         self.via = point.via
         self.headroom: float | None = None
+        self.seen: list[str] = []
         self.seed = zlib.crc32(f"{seed} {name}".encode())
         self.rng = np.random.default_rng(self.seed)
         torch.manual_seed(self.seed)
@@ -125,11 +126,18 @@ class Case:
             raise checks.Violation("another object, where the very same tensor is claimed")
         self.same(actual, expected)
 
+    @contextmanager
     def raises(
         self, kind: type[BaseException] | tuple[type[BaseException], ...], words: str
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[list[BaseException]]:
         """The block raises this error, with a message in which the regex is found (case does not matter)."""
-        return checks.raises(kind, words)
+        with checks.raises(kind, words) as caught:
+            yield caught
+        self.saw(type(caught[0]).__name__)
+
+    def saw(self, answer: str) -> None:
+        """Put on record which of the answers that a claim allows was given, so that a change of it can be seen."""
+        self.seen.append(answer)
 
     @contextmanager
     def unchanged(self, module: nn.Module | None = None, *, but: Iterable[str] = (), **named: Any) -> Iterator[None]:

@@ -165,14 +165,19 @@ def binomial(successes: int, trials: int, p: float, *, false_alarm: float = 1e-9
 
 
 @contextmanager
-def raises(kind: type[BaseException] | tuple[type[BaseException], ...], words: str) -> Iterator[None]:
-    """Raises `Violation` unless the block raises ``kind`` with a message in which the regex ``words`` is found."""
+def raises(kind: type[BaseException] | tuple[type[BaseException], ...], words: str) -> Iterator[list[BaseException]]:
+    """Raises `Violation` unless the block raises ``kind`` with a message in which the regex ``words`` is found.
+
+    Yields a list that holds the error once it was raised.
+    """
     names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    caught: list[BaseException] = []
     try:
-        yield
+        yield caught
     except kind as error:
         if not re.search(words, str(error), re.IGNORECASE | re.DOTALL):
             raise Violation(f"{type(error).__name__} without the words /{words}/: {str(error)[:200]}") from error
+        caught.append(error)
     except Exception as error:
         raise Violation(f"{type(error).__name__} where {names} is claimed: {str(error)[:200]}") from error
     else:

@@ -252,6 +252,7 @@ class Conformance:
             "message": outcome.message,
             "error": outcome.error,
             "deviation": excuse,
+            "seen": ", ".join(made.seen) or None if made else None,
             "seconds": round(call.duration, 6),
             "id": item.nodeid,
         }
@@ -448,6 +449,7 @@ def crashed(nodeid: str, root: Path) -> list[dict[str, Any]]:
             "message": "the interpreter crashed",
             "error": "crash",
             "deviation": None,
+            "seen": None,
             "seconds": 0.0,
             "id": nodeid,
         }
