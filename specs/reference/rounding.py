@@ -10,6 +10,7 @@ yields its gradients by the chain rule, with bounds of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -129,10 +130,27 @@ def relu(x: Rounded) -> Rounded:
     return Rounded(np.where(on, x.value, 0), np.where(on, x.error, 0), [(x, lambda g: g * Rounded(on * 1.0))])
 
 
+def gelu(x: Rounded) -> Rounded:
+    """``x Phi(x)`` with the normal distribution function."""
+    phi = 0.5 * (1 + np.vectorize(math.erf)(x.value / math.sqrt(2)))
+    density = np.exp(-(x.value**2) / 2) / math.sqrt(2 * math.pi)
+    size = abs(x.value * density)  # bounds the cancellation in 1 + erf
+    slope = Rounded(phi + x.value * density, 4 * (0.5 + size) + (2 * density + x.value**2 * density) * x.error)
+    error = abs(slope.value) * x.error + 4 * abs(x.value) * 0.5 + 2 * size
+    return Rounded(x.value * phi, error, [(x, lambda g: g * slope)])
+
+
 def sqrt(x: Rounded) -> Rounded:
     made = elementwise(x, np.sqrt(x.value), Rounded(0.5 / np.sqrt(x.value)))
     made.operands = ((x, lambda g: g * 0.5 / leaf(made)),)
     return made
+
+
+def masked(x: Rounded, mask: np.ndarray) -> Rounded:
+    """The exact mask added, in which ``-inf`` takes a place out."""
+    value = x.value + mask
+    error = np.where(np.isfinite(value), x.error + abs(np.where(np.isfinite(value), value, 0)), 0)
+    return Rounded(value, error, [(x, lambda g: g)])
 
 
 def softmax(x: Rounded) -> Rounded:

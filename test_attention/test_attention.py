@@ -1,0 +1,889 @@
+"""Attention: one formula, whether called by itself, in heads, or within the layers of the Transformer."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from specs.reference import attention as reference
+from specs.reference.rounding import Rounded, gelu, gradients, relu
+from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+# queries (…, L, E) and keys (…, S, E): vector tails, more than one block of queries, more than one block of keys
+SIZES = [(2, 3, 5, 7, 4), (1, 1, 33, 17, 17), (1, 2, 2, 520, 3), (1, 1, 200, 3, 1), (2, 1, 1, 1, 8)]
+WIDTH, HEADS = 6, 2
+RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
+def sdpa(case, *args, **kwargs):
+    return case.function(F.scaled_dot_product_attention)(*args, **kwargs)
+
+
+def rounded(*tensors):
+    return [Rounded(array(tensor)) for tensor in tensors]
+
+
+def parameters(layer):
+    return {name: Rounded(array(parameter)) for name, parameter in layer.named_parameters()}
+
+
+def within(case, actual, wanted):
+    """Within the bound of the running error analysis, which counts every rounding: so k is 1."""
+    case.close(actual, wanted.value, k=1, scale=wanted.error)
+
+
+def queries_keys_values(case, n, h, length, keys, width, *, wide=None, **kwargs):
+    shapes = (length, width), (keys, width), (keys, wide or width)
+    return [case.tensor(n, h, *shape, **kwargs) for shape in shapes]
+
+
+def hidden(case, *shape):
+    """A boolean mask, True with probability 0.3, but not of the first key."""
+    mask = case.rng.uniform(size=shape) < 0.3
+    mask[..., 0] = False
+    return torch.as_tensor(mask).to(case.device)
+
+
+def padding_mask(case, *shape):
+    """A mask of keys with floats, or where torch is too old to take one, with booleans."""
+    return case.tensor(*shape) if RELEASE >= (2, 0) else hidden(case, *shape)
+
+
+def additive(mask):
+    return np.where(mask.cpu().numpy(), -np.inf, 0.0) if mask.dtype == torch.bool else array(mask)
+
+
+@claim("attention.sdpa.formula")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sdpa_follows_its_formula(case, size):
+    q, k, v = queries_keys_values(case, *size)
+    within(case, sdpa(case, q, k, v), reference.attention(*rounded(q, k, v)))
+
+
+@claim("attention.sdpa.formula", "attention.sdpa.scale")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_sdpa_takes_any_leading_axes(case, rank):
+    q, k, v = (case.tensor(*[1, 2, 1][: rank - 2], *shape) for shape in [(5, 4), (7, 4), (7, 3)])
+    within(case, sdpa(case, q, k, v), reference.attention(*rounded(q, k, v)))
+
+
+@claim("attention.sdpa.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("kind", ["plain", "causal", "boolean", "float"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_gradients_of_sdpa(case, size, kind):
+    q, k, v = queries_keys_values(case, *size, requires_grad=True)
+    length, keys = size[2:4]
+    boolean, additions = hidden(case, length, keys), case.tensor(length, keys, requires_grad=True)
+    masks = {"plain": None, "causal": reference.causal(length, keys), "boolean": additive(boolean),
+             "float": array(additions)}  # fmt: skip
+    given = {"boolean": ~boolean, "float": additions.detach()}.get(kind)
+    y = sdpa(case, q, k, v, given, is_causal=kind == "causal")
+    y.backward(seed := case.tensor(*y.shape))
+    inputs = rounded(q, k, v)
+    expected = gradients([(reference.attention(*inputs, masks[kind]), array(seed))], inputs)
+    for tensor, wanted in zip((q, k, v), expected, strict=True):
+        within(case, tensor.grad, wanted)
+
+
+@claim("attention.sdpa.scale")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 0.0])
+def test_scale_replaces_the_root(case, scale, rank):
+    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, 5, 7, 4, wide=3))
+    within(case, sdpa(case, q, k, v, scale=scale), reference.attention(*rounded(q, k, v), scale=scale))
+
+
+@claim("attention.sdpa.boolean-mask")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("shape", [(5, 17), (1, 17), (3, 5, 17), (2, 1, 5, 17), (2, 1, 1, 17), (2, 3, 5, 17)], ids=str)
+def test_true_lets_the_query_attend(case, shape):
+    q, k, v = queries_keys_values(case, 2, 3, 5, 17, 4)
+    out = hidden(case, *shape)
+    within(case, sdpa(case, q, k, v, ~out), reference.attention(*rounded(q, k, v), additive(out)))
+
+
+@claim("attention.sdpa.float-mask")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("shape", [(5, 17), (1, 17), (3, 5, 17), (3, 1, 17)], ids=str)
+def test_a_float_mask_is_added(case, shape, rank):
+    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 2, 3, 5, 17, 4))
+    mask = case.tensor(*shape)
+    mask[..., 3] = -torch.inf
+    within(case, sdpa(case, q, k, v, mask), reference.attention(*rounded(q, k, v), array(mask)))
+
+
+@claim("attention.sdpa.float-mask", "attention.sdpa.gradient")
+@axes(dtype=PRECISE)
+def test_a_float_mask_has_a_gradient(case):
+    q, k, v = queries_keys_values(case, 2, 3, 5, 7, 4)
+    mask = case.tensor(5, 7, requires_grad=True)
+    y = sdpa(case, q, k, v, mask)
+    y.backward(seed := case.tensor(*y.shape))
+    added = Rounded(array(mask))
+    scores = rounded(q)[0] @ rounded(k)[0].T * 0.5 + added
+    wanted = gradients([(reference.softmax(scores) @ rounded(v)[0], array(seed))], [added])[0]
+    within(case, mask.grad, wanted)
+
+
+@claim("attention.sdpa.causal")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize(("length", "keys"), [(5, 5), (3, 7), (7, 3), (33, 65)])
+def test_causal_counts_from_the_upper_left(case, length, keys, rank):
+    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, length, keys, 4))
+    mask = reference.causal(length, keys)
+    within(case, sdpa(case, q, k, v, is_causal=True), reference.attention(*rounded(q, k, v), mask))
+
+
+@claim("attention.sdpa.mask-or-causal")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_mask_and_causal_exclude_each_other(case, rank):
+    q = case.tensor(*(1, 2, 5, 4)[4 - rank :])
+    with case.raises((RuntimeError, ValueError), "attn_mask|is_causal"):
+        sdpa(case, q, q, q, case.tensor(5, 5), is_causal=True)
+
+
+@claim("attention.sdpa.masked-row-is-zero")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("kind", ["boolean", "float"])
+def test_a_row_without_keys_is_zero(case, kind, rank):
+    q, k, v = (case.tensor(*(1, 2, 5, 4)[4 - rank :], requires_grad=True) for _ in range(3))
+    shown = torch.ones(5, 5, dtype=torch.bool, device=case.device)
+    shown[3] = False
+    additions = case.tensor_of(np.zeros((5, 5))).masked_fill(~shown, -torch.inf)
+    y = sdpa(case, q, k, v, shown if kind == "boolean" else additions)
+    y.backward(case.tensor(*y.shape))
+    assert (y[..., 3, :] == 0).all()
+    assert (q.grad[..., 3, :] == 0).all()
+    rest = [0, 1, 2, 4]
+    within(case, y[..., rest, :], reference.attention(*rounded(q[..., rest, :], k, v)))
+    assert all(torch.isfinite(t.grad).all() for t in (q, k, v))
+
+
+@claim("attention.sdpa.masked-row-is-nan")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_a_row_without_keys_was_nan(case, rank):
+    q = case.tensor(*(1, 2, 5, 4)[4 - rank :])
+    shown = torch.ones(5, 5, dtype=torch.bool, device=case.device)
+    shown[3] = False
+    assert torch.isnan(sdpa(case, q, q, q, shown)[..., 3, :]).all()
+
+
+@claim("attention.sdpa.dropout", "attention.sdpa.dropout-ignores-the-mode")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("p", [0.2, 0.7])
+def test_sdpa_drops_weights(case, p):
+    q, k = (case.tensor(1, 2, 24, 4) for _ in range(2))
+    unit = case.tensor_of(np.eye(24)).expand(1, 2, 24, 24)  # the values show the weights
+    shown = sdpa(case, q, k, unit, dropout_p=p)
+    kept = array(shown) != 0
+    weights = reference.weights(*rounded(q, k))
+    scale = (weights.error + 2 * weights.value) / (1 - p)
+    case.close(shown, np.where(kept, weights.value / (1 - p), 0), k=1, scale=np.where(kept, scale, 0))
+    case.binomial((~kept).sum(), kept.size, p)
+
+
+@claim("attention.sdpa.dropout")
+@axes(dtype=PRECISE)
+def test_the_gradient_uses_the_dropped_weights(case):
+    q, k, gradient = (case.tensor(2, 5, 4) for _ in range(3))
+    v = case.tensor(2, 5, 4, requires_grad=True)
+    with torch.random.fork_rng():
+        shown = sdpa(case, q, k, case.tensor_of(np.eye(5)).expand(2, 5, 5), dropout_p=0.4)
+    sdpa(case, q, k, v, dropout_p=0.4).backward(gradient)
+    wanted = Rounded(array(shown), abs(array(shown))).T @ rounded(gradient)[0]
+    within(case, v.grad, wanted)
+
+
+@claim("attention.sdpa.dropout-ignores-the-mode")
+def test_eval_does_not_stop_sdpa(case):
+    class Attend(nn.Module):
+        def forward(self, x):
+            return sdpa(case, x, x, torch.ones_like(x), dropout_p=0.4)
+
+    layer, x = Attend().eval(), case.tensor(1, 2, 33, 4)
+    with case.unchanged(layer, x=x, but={"rng"}):
+        assert (layer(x) - 1).abs().max() > 0.1
+
+
+@claim("attention.sdpa.deterministic-without-dropout")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_sdpa_draws_nothing_without_dropout(case, rank):
+    q, k, v = (case.tensor(*(1, 2, 5, 4)[4 - rank :]) for _ in range(3))
+    with case.unchanged(q=q, k=k, v=v):
+        sdpa(case, q, k, v)
+        sdpa(case, q, k, v, is_causal=True)
+
+
+@claim("attention.sdpa.grouped-queries")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_grouped_queries_share_keys(case, heads):
+    q, k, v = case.tensor(2, 4, 5, 3), case.tensor(2, heads, 7, 3), case.tensor(2, heads, 7, 3)
+    shared = [Rounded(array(t).repeat(4 // heads, 1)) for t in (k, v)]
+    within(case, sdpa(case, q, k, v, enable_gqa=True), reference.attention(*rounded(q), *shared))
+    with case.raises((RuntimeError, ValueError), "heads|size|divi|shape"):
+        sdpa(case, q[:, :3], case.tensor(2, 2, 7, 3), case.tensor(2, 2, 7, 3), enable_gqa=True)
+
+
+# -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def attend(case, layer, *inputs, mask=None, zero_row=False, **kwargs):
+    """Run the layer (batch first) and hold its output and its weights against the law."""
+    y, weights = layer(*inputs, average_attn_weights=False, **kwargs)
+    wanted, shares = reference.multihead(*rounded(*inputs), parameters(layer), layer.num_heads, mask, zero_row)
+    within(case, y, wanted)
+    within(case, weights, shares)
+    bare, nothing = layer(*inputs, need_weights=False, **kwargs)
+    assert nothing is None
+    within(case, bare, wanted)
+
+
+@claim("attention.mha.formula")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_multihead_follows_its_formula(case, mode, bias):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, bias=bias, batch_first=True).train(mode == "train")
+    q, k, v = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH), case.tensor(2, 7, WIDTH)
+    attend(case, layer, q, k, v)
+    within(case, layer(k, v, v)[0], reference.multihead(*rounded(k, v, v), parameters(layer), HEADS)[0])
+    within(case, layer(q, q, q)[0], reference.multihead(*rounded(q, q, q), parameters(layer), HEADS)[0])
+
+
+@claim("attention.mha.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("options", [{}, {"kdim": 3, "vdim": 5}, {"add_bias_kv": True}, {"bias": False}], ids=str)
+def test_gradients_of_multihead(case, options, need_weights):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True, **options)
+    widths = options.get("kdim", WIDTH), options.get("vdim", WIDTH)
+    inputs = [case.tensor(2, 3, w, requires_grad=True) for w in (WIDTH, *widths)]
+    y, _ = layer(*inputs, need_weights=need_weights)
+    y.backward(seed := case.tensor(*y.shape))
+    given, named = rounded(*inputs), parameters(layer)
+    wanted, _ = reference.multihead(*given, named, HEADS)
+    expected = gradients([(wanted, array(seed))], [*given, *named.values()])
+    for tensor, gradient in zip((*inputs, *layer.parameters()), expected, strict=True):
+        within(case, tensor.grad, gradient)
+
+
+@claim("attention.mha.widths-of-keys-and-values")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("options", [{"kdim": 3}, {"vdim": 5}, {"kdim": 3, "vdim": 5}], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_keys_and_values_of_other_widths(case, options, bias):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True, bias=bias, **options)
+    k, v = case.tensor(2, 7, options.get("kdim", WIDTH)), case.tensor(2, 7, options.get("vdim", WIDTH))
+    assert layer.in_proj_weight is None
+    attend(case, layer, case.tensor(2, 5, WIDTH), k, v)
+
+
+@claim("attention.mha.added-keys")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("bias_kv", "zero"), [(True, False), (False, True), (True, True)])
+def test_added_keys_are_never_hidden(case, bias_kv, zero, mode, masked):
+    layer = case.module(
+        nn.MultiheadAttention, WIDTH, HEADS, batch_first=True, add_bias_kv=bias_kv, add_zero_attn=zero
+    ).train(mode == "train")
+    x, out, padding = case.tensor(2, 5, WIDTH), hidden(case, 5, 5), hidden(case, 2, 5)
+    masks = {"attn_mask": out, "key_padding_mask": padding} if masked else {}
+    mask = additive(out)[None, None] + additive(padding)[:, None, None] if masked else None
+    with torch.no_grad() if mode == "eval" else nullcontext():
+        attend(case, layer, x, x, x, mask=mask, zero_row=zero, **masks)
+
+
+@claim("attention.mha.boolean-mask", "attention.mha.mask-polarity-differs")
+def test_true_hides_the_key(case):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
+    x, out, padding = case.tensor(2, 5, WIDTH), hidden(case, 5, 5), hidden(case, 2, 5)
+    weights = layer(x, x, x, attn_mask=out)[1]
+    assert ((weights == 0) == out).all()
+    weights = layer(x, x, x, key_padding_mask=padding)[1]
+    assert ((weights == 0) == padding[:, None]).all()
+
+
+@claim("attention.mha.mask-polarity-differs")
+def test_sdpa_reads_masks_the_other_way_round(case):
+    q, out = case.tensor(1, 2, 5, 5), hidden(case, 5, 5)
+    eye = case.tensor_of(np.eye(5)).expand(1, 2, 5, 5)
+    assert ((sdpa(case, q, q, eye, ~out) == 0) == out).all()
+
+
+MASKS = {
+    "positions": lambda case: ({"attn_mask": hidden(case, 5, 7)}, {}),
+    "heads": lambda case: ({"attn_mask": hidden(case, 2 * HEADS, 5, 7)}, {}),
+    "keys": lambda case: ({}, {"key_padding_mask": hidden(case, 2, 7)}),
+    "both": lambda case: ({"attn_mask": hidden(case, 5, 7)}, {"key_padding_mask": hidden(case, 2, 7)}),
+    "all": lambda case: ({"attn_mask": hidden(case, 2 * HEADS, 5, 7)}, {"key_padding_mask": hidden(case, 2, 7)}),
+    "floats": lambda case: ({"attn_mask": case.tensor(5, 7)}, {"key_padding_mask": padding_mask(case, 2, 7)}),
+    "floats by head": lambda case: ({"attn_mask": case.tensor(2 * HEADS, 5, 7)}, {}),
+}
+
+
+def merged(attn, padding):
+    """What the masks add up to, of shape (N, H, L, S)."""
+    total = np.zeros((2, HEADS, 5, 7))
+    for mask in attn.values():
+        total = total + (additive(mask) if mask.ndim == 2 else additive(mask).reshape(2, HEADS, 5, 7))
+    for mask in padding.values():
+        total = total + additive(mask)[:, None, None]
+    return total
+
+
+@claim("attention.mha.masks")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_add_up(case, kind):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
+    attn, padding = MASKS[kind](case)
+    inputs = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH), case.tensor(2, 7, WIDTH)
+    attend(case, layer, *inputs, mask=merged(attn, padding), **attn, **padding)
+
+
+@claim("attention.mha.weights")
+def test_weights_are_averaged_over_heads(case):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
+    x = case.tensor(2, 5, WIDTH)
+    _, each = layer(x, x, x, average_attn_weights=False)
+    assert each.shape == (2, HEADS, 5, 5)
+    case.close(layer(x, x, x)[1], array(each).mean(1), k=2)  # the sum of two and the half, one rounding each
+    case.close(each.sum(-1), np.ones((2, HEADS, 5)), k=8)  # a quotient of the sum each, and five terms to add
+    assert layer(x, x, x, need_weights=False)[1] is None
+
+
+@claim("attention.mha.weights-after-dropout")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("p", [0.2, 0.7])
+def test_returned_weights_are_those_after_dropout(case, p):
+    layer = case.module(nn.MultiheadAttention, 8, HEADS, dropout=p, batch_first=True)
+    x = case.tensor(2, 12, 8)
+    y, weights = layer(x, x, x, average_attn_weights=False)
+    named, kept = parameters(layer), array(weights) != 0
+    _, whole = reference.multihead(*rounded(x, x, x), named, HEADS)
+    used = Rounded(
+        np.where(kept, whole.value / (1 - p), 0), np.where(kept, (whole.error + 2 * whole.value) / (1 - p), 0)
+    )
+    within(case, weights, used)
+    case.binomial((~kept).sum(), kept.size, p)
+    values = reference.linear(rounded(x)[0], named["in_proj_weight"][16:], named["in_proj_bias"][16:])
+    joined = (used @ reference.split(values, HEADS)).swapaxes(1, 2).reshape(2, 12, 8)
+    within(case, y, reference.linear(joined, named["out_proj.weight"], named["out_proj.bias"]))
+
+
+@claim("attention.mha.dropout-in-training-only")
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_drops_in_training_only(case, need_weights):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, dropout=0.6, batch_first=True)
+    x = case.tensor(2, 5, WIDTH)
+    with case.unchanged(layer, x=x, but={"rng"}):
+        first = layer(x, x, x, need_weights=need_weights)[0]
+    assert not torch.equal(first, layer(x, x, x, need_weights=need_weights)[0])
+    layer.eval()
+    with case.unchanged(layer, x=x):
+        y = layer(x, x, x, need_weights=need_weights)[0]
+    within(case, y, reference.multihead(*rounded(x, x, x), parameters(layer), HEADS)[0])
+
+
+@claim("attention.mha.dropout-in-training-only")
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_drops_weights_with_probability_p(case, need_weights):
+    layer = case.module(nn.MultiheadAttention, 32, 1, dropout=0.3, batch_first=True)
+    with torch.no_grad():
+        for parameter in (layer.in_proj_weight, layer.in_proj_bias, layer.out_proj.bias):
+            parameter.zero_()
+        layer.in_proj_weight[64:].copy_(torch.eye(32))
+        layer.out_proj.weight.copy_(torch.eye(32))
+    eye = case.tensor_of(np.eye(32)).expand(2, 32, 32)
+    y = layer(eye, eye, eye, need_weights=need_weights)[0]
+    case.close(y[y != 0], np.full(int((y != 0).sum()), 1 / 32 / 0.7), k=4)  # softmax of zeros, the scale, the product
+    case.binomial((y == 0).sum(), y.numel(), 0.3)
+
+
+@claim("attention.mha.is-causal-is-a-hint")
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_is_causal_needs_a_mask(case, need_weights):
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True), case.tensor(2, 5, WIDTH)
+    with case.raises((RuntimeError, AssertionError), "attn_mask"):
+        layer(x, x, x, is_causal=True, need_weights=need_weights)
+    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool, device=case.device), 1)
+    attend(case, layer, x, x, x, mask=reference.causal(5, 5), attn_mask=mask, is_causal=True)
+    padding = hidden(case, 2, 5)
+    both = reference.causal(5, 5) + additive(padding)[:, None, None]
+    attend(case, layer, x, x, x, mask=both, attn_mask=mask, key_padding_mask=padding, is_causal=True)
+
+
+@claim("attention.mha.batch-first")
+def test_batch_first_exchanges_two_axes(case):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS)
+    assert layer.batch_first is False
+    q, k = case.tensor(5, 2, WIDTH), case.tensor(7, 2, WIDTH)
+    padding = hidden(case, 2, 7)
+    y, weights = layer(q, k, k, key_padding_mask=padding)
+    inputs = rounded(q.transpose(0, 1), k.transpose(0, 1), k.transpose(0, 1))
+    wanted, shares = reference.multihead(*inputs, parameters(layer), HEADS, additive(padding)[:, None, None])
+    within(case, y.transpose(0, 1), wanted)
+    case.close(weights, shares.value.mean(1), k=1, scale=shares.error.mean(1) + 2 * shares.value.mean(1))
+
+
+@claim("attention.mha.unbatched")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_dimensions_are_one_sample(case, masked, batch_first):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=batch_first)
+    q, k = case.tensor(5, WIDTH), case.tensor(7, WIDTH)
+    padding = hidden(case, 7) if masked else torch.zeros(7, dtype=torch.bool, device=case.device)
+    y, weights = layer(q, k, k, average_attn_weights=False, **({"key_padding_mask": padding} if masked else {}))
+    wanted, shares = reference.multihead(
+        *rounded(q[None], k[None], k[None]), parameters(layer), HEADS, additive(padding)
+    )
+    within(case, y[None], wanted)
+    within(case, weights[None], shares)
+
+
+@claim("attention.mha.fast-path")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("kind", ["none", "positions", "keys", "both"])
+@pytest.mark.parametrize("heads", [HEADS, 3])
+def test_the_fast_path_follows_the_formula(case, kind, heads):
+    layer = case.module(nn.MultiheadAttention, WIDTH, heads, dropout=0.5, batch_first=True).eval()
+    x, out, padding = case.tensor(2, 5, WIDTH), hidden(case, 5, 5), hidden(case, 2, 5)
+    masks = {"attn_mask": out} if kind in ("positions", "both") else {}
+    masks |= {"key_padding_mask": padding} if kind in ("keys", "both") else {}
+    total = np.zeros((2, 1, 5, 5)) + (additive(out) if "attn_mask" in masks else 0)
+    total = total + (additive(padding)[:, None, None] if "key_padding_mask" in masks else 0)
+    with torch.no_grad(), case.unchanged(layer, x=x):
+        attend(case, layer, x, x, x, mask=total, **masks)
+        mean = layer(x, x, x, **masks)[1]
+    shares = reference.multihead(*rounded(x, x, x), parameters(layer), heads, total)[1]
+    case.close(mean, shares.value.mean(1), k=1, scale=shares.error.mean(1) + heads * shares.value.mean(1))
+
+
+@claim("attention.mha.errors")
+@pytest.mark.parametrize(
+    ("inputs", "masks", "words"),
+    [(((2, 5, 6), (2, 7, 6), (2, 6, 6)), {}, "shape|match"), (((2, 5, 4), (2, 5, 4), (2, 5, 4)), {}, "embed"),
+     (((5, 6), (2, 5, 6), (2, 5, 6)), {}, "2-?D|unbatched"),
+     (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"attn_mask": (7, 5)}, "attn_mask"),
+     (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"attn_mask": (2, 5, 7)}, "attn_mask"),
+     (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"key_padding_mask": (7, 2)}, "key_padd"),
+     (((1, 2, 5, 6), (1, 2, 5, 6), (1, 2, 5, 6)), {}, "2-?D|3-?D|dimension")],
+)  # fmt: skip
+def test_multihead_refuses_wrong_shapes(case, inputs, masks, words):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
+    with case.raises((RuntimeError, AssertionError, ValueError), words):
+        layer(*(case.tensor(*s) for s in inputs), **{k: hidden(case, *s) for k, s in masks.items()})
+
+
+@claim("attention.mha.errors")
+def test_heads_must_divide_the_width(case):
+    with case.raises((AssertionError, ValueError), "divisible"):
+        nn.MultiheadAttention(WIDTH, 4)
+    with case.raises((AssertionError, ValueError), "greater than 0|embed_dim|num_heads|zero|divisible"):
+        nn.MultiheadAttention(WIDTH, 5)
+
+
+@claim("attention.mha.stateless")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_attention_changes_nothing(case, mode):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).train(mode == "train")
+    q, k, padding = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH), hidden(case, 2, 7)
+    with case.unchanged(layer, q=q, k=k, padding=padding):
+        layer(q, k, k, key_padding_mask=padding)
+        layer(q, q, q, need_weights=False)
+
+
+# -- layers of the Transformer ---------------------------------------------------------------------------------------
+
+EPS, FEEDS = 0.03, 5
+ACTIVATIONS = {"relu": relu, "gelu": gelu}
+
+
+def encoder_layer(case, *, heads=HEADS, dropout=0.0, batch_first=True, **options):
+    return case.module(nn.TransformerEncoderLayer, WIDTH, heads, FEEDS, dropout, layer_norm_eps=EPS,
+                       batch_first=batch_first, **options)  # fmt: skip
+
+
+def decoder_layer(case, *, dropout=0.0, **options):
+    return case.module(nn.TransformerDecoderLayer, WIDTH, HEADS, FEEDS, dropout, layer_norm_eps=EPS, batch_first=True,
+                       **options)  # fmt: skip
+
+
+@claim("attention.encoder-layer.formula")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_encoder_layer_follows_its_formula(case, norm_first, activation):
+    layer = encoder_layer(case, norm_first=norm_first, activation=activation)
+    x, mask = case.tensor(2, 5, WIDTH), case.tensor(5, 5)
+    wanted = reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS, norm_first=norm_first,
+                                     activation=ACTIVATIONS[activation], mask=array(mask))  # fmt: skip
+    within(case, layer(x, src_mask=mask), wanted)
+    within(case, layer.eval()(x, mask), wanted)
+
+
+@claim("attention.encoder-layer.formula")
+def test_encoder_layer_without_bias(case):
+    if RELEASE < (2, 1):
+        raise case.unsupported("bias=False came with torch 2.1")
+    layer, x = encoder_layer(case, bias=False), case.tensor(2, 5, WIDTH)
+    assert not any("bias" in name for name, _ in layer.named_parameters())
+    within(case, layer(x), reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS))
+
+
+@claim("attention.encoder-layer.formula")
+def test_encoder_layer_takes_any_activation(case):
+    layer, x = encoder_layer(case, activation=lambda x: -x), case.tensor(2, 5, WIDTH)
+    within(case, layer(x), reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS, activation=lambda x: -x))
+    with case.raises(RuntimeError, "activation"):
+        nn.TransformerEncoderLayer(WIDTH, HEADS, activation="tanh")
+
+
+@claim("attention.encoder-layer.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_gradients_of_the_encoder_layer(case, norm_first, activation):
+    layer, x = (
+        encoder_layer(case, norm_first=norm_first, activation=activation),
+        case.tensor(2, 3, WIDTH, requires_grad=True),
+    )
+    y = layer(x)
+    y.backward(seed := case.tensor(*y.shape))
+    given, named = rounded(x), parameters(layer)
+    wanted = reference.encoder_layer(
+        *given, named, HEADS, EPS, norm_first=norm_first, activation=ACTIVATIONS[activation]
+    )
+    expected = gradients([(wanted, array(seed))], [*given, *named.values()])
+    for tensor, gradient in zip((x, *layer.parameters()), expected, strict=True):
+        within(case, tensor.grad, gradient)
+
+
+def without(named, *names):
+    """The parameters with those of these names at zero, as if what they make were dropped."""
+    return {k: Rounded(0 * v.value) if k in names else v for k, v in named.items()}
+
+
+GONE = {
+    "attention weights": ("self_attn", ["self_attn.in_proj_weight", "self_attn.in_proj_bias"]),
+    "attention output": ("dropout1", ["self_attn.out_proj.weight", "self_attn.out_proj.bias"]),
+    "inner activation": ("dropout", ["linear2.weight"]),
+    "feed-forward output": ("dropout2", ["linear2.weight", "linear2.bias"]),
+}
+
+
+def drop_all(layer, name):
+    """Let this one dropout of the layer take everything, and no other anything."""
+    part = layer.get_submodule(name)
+    setattr(part, "dropout" if isinstance(part, nn.MultiheadAttention) else "p", 1.0)
+
+
+@claim("attention.encoder-layer.dropout-places")
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("place", GONE)
+def test_places_of_dropout_in_the_encoder_layer(case, place, norm_first):
+    layer, x = encoder_layer(case, norm_first=norm_first), case.tensor(2, 5, WIDTH)
+    name, lost = GONE[place]
+    drop_all(layer, name)
+    named = without(parameters(layer), *lost)
+    within(case, layer(x), reference.encoder_layer(*rounded(x), named, HEADS, EPS, norm_first=norm_first))
+
+
+@claim("attention.encoder-layer.dropout-places", "attention.decoder-layer.dropout-places")
+@pytest.mark.parametrize("cls", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_dropout_has_the_probability_given(case, cls):
+    layer, default = cls(WIDTH, HEADS, FEEDS, 0.37), cls(WIDTH, HEADS, FEEDS)
+    for made, p in ((layer, 0.37), (default, 0.1)):
+        found = [m.p if isinstance(m, nn.Dropout) else m.dropout for m in made.modules()
+                 if isinstance(m, (nn.Dropout, nn.MultiheadAttention))]  # fmt: skip
+        assert found == [p] * (4 if cls is nn.TransformerEncoderLayer else 6)
+
+
+@claim("attention.encoder-layer.eval-drops-nothing")
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_eval_drops_nothing(case, no_grad):
+    layer, x = encoder_layer(case, dropout=0.6).eval(), case.tensor(2, 5, WIDTH)
+    with torch.set_grad_enabled(not no_grad), case.unchanged(layer, x=x):
+        y = layer(x)
+    within(case, y, reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS))
+    with case.unchanged(layer.train(), x=x, but={"rng"}):
+        assert not torch.equal(layer(x), y)
+
+
+class Calls:
+    """Counts the calls of the fused kernel."""
+
+    def __init__(self, patch):
+        self.count, original = 0, torch._transformer_encoder_layer_fwd
+
+        def counted(*args, **kwargs):
+            self.count += 1
+            return original(*args, **kwargs)
+
+        patch.setattr(torch, "_transformer_encoder_layer_fwd", counted)
+
+
+FAST = {"eval": True, "train": False, "gradients": False, "sequence first": False, "odd heads": False, "hook": False,
+        "frozen": True, "input needs gradient": False, "other activation": False, "unbatched": False,
+        "other eps": False}  # fmt: skip
+
+
+@claim("attention.encoder-layer.fast-path-only-in-eval")
+@pytest.mark.parametrize("how", FAST)
+def test_when_the_fused_kernel_runs(case, how, monkeypatch):
+    if how == "hook" and RELEASE < (2, 9):
+        raise case.unsupported("releases as old as torch 2.4 skip the hooks; claimed from 2.9 on")
+    activation = {"other activation": torch.tanh}.get(how, "relu")
+    layer = encoder_layer(case, batch_first=how != "sequence first", heads=3 if how == "odd heads" else HEADS,
+                          activation=activation).train(how == "train")  # fmt: skip
+    x, calls, seen = case.tensor(2, 5, WIDTH), Calls(monkeypatch), []
+    if how == "hook":
+        layer.linear1.register_forward_hook(lambda *args: seen.append(args))
+    if how in ("frozen", "input needs gradient"):
+        layer.requires_grad_(False)
+    if how == "other eps":
+        layer.norm2.eps = 2 * EPS
+    x = x.requires_grad_(how == "input needs gradient")
+    with torch.set_grad_enabled(how in ("gradients", "frozen", "input needs gradient")):
+        layer(x[0] if how == "unbatched" else x)
+    assert calls.count == FAST[how]
+    assert len(seen) == (how == "hook")
+
+
+@claim("attention.encoder-layer.fast-path-agrees")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("kind", ["none", "positions", "keys", "both"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_the_fused_kernel_follows_the_formula(case, norm_first, activation, kind):
+    layer = encoder_layer(case, norm_first=norm_first, activation=activation, dropout=0.5).eval()
+    x, out, padding = case.tensor(2, 5, WIDTH), hidden(case, 5, 5), hidden(case, 2, 5)
+    total = np.zeros((2, 1, 5, 5)) + (additive(out) if kind in ("positions", "both") else 0)
+    total = total + (additive(padding)[:, None, None] if kind in ("keys", "both") else 0)
+    masks = {"src_mask": out} if kind in ("positions", "both") else {}
+    masks |= {"src_key_padding_mask": padding} if kind in ("keys", "both") else {}
+    with torch.no_grad(), case.unchanged(layer, x=x):
+        y = layer(x, **masks)
+    wanted = reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS, norm_first=norm_first,
+                                     activation=ACTIVATIONS[activation], mask=total)  # fmt: skip
+    within(case, y, wanted)
+
+
+def stack(case, cls, layer, count=2, **options):
+    """The stack, every layer of it with parameters of its own."""
+    made = cls(layer, count, nn.LayerNorm(WIDTH, eps=EPS), **options).to(device=case.device, dtype=case.dtype)
+    case.randomise(made)
+    return made
+
+
+def encoder_law(x, model, mask=None):
+    named, y = parameters(model), rounded(x)[0]
+    for i, layer in enumerate(model.layers):
+        y = reference.encoder_layer(y, reference.below(named, f"layers.{i}"), layer.self_attn.num_heads, EPS, mask=mask)
+    return reference.layer_norm(y, named, "norm", EPS) if model.norm is not None else y
+
+
+@claim("attention.encoder.layers-start-identical", "attention.decoder.stack")
+@pytest.mark.parametrize("cls", [nn.TransformerEncoder, nn.TransformerDecoder])
+def test_layers_start_identical_and_apart(case, cls):
+    layer = encoder_layer(case) if cls is nn.TransformerEncoder else decoder_layer(case)
+    model = cls(layer, 3)
+    assert len(model.layers) == model.num_layers == 3
+    for made in model.layers:
+        assert made is not layer
+        for (name, parameter), original in zip(made.named_parameters(), layer.parameters(), strict=True):
+            case.same(parameter, original)
+            assert parameter is not original, name
+    assert len({id(p) for p in model.parameters()}) == 3 * len(list(layer.parameters()))
+
+
+@claim("attention.encoder.stack")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_encoder_applies_its_layers_in_turn(case, norm):
+    model = stack(case, nn.TransformerEncoder, encoder_layer(case))
+    if not norm:
+        model.norm = None
+    x, mask, padding = case.tensor(2, 5, WIDTH), case.tensor(5, 5), padding_mask(case, 2, 5)
+    total = array(mask) + additive(padding)[:, None, None]
+    within(case, model(x, mask=mask, src_key_padding_mask=padding), encoder_law(x, model, total))
+
+
+PADDING = [[False] * 5, [False, False, False, True, True]]
+
+
+@claim("attention.encoder.padding-output")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("how", ["nested", "left", "flag", "train", "gradients"])
+def test_padded_places_of_the_output(case, how):
+    model = stack(case, nn.TransformerEncoder, encoder_layer(case), enable_nested_tensor=how != "flag")
+    x, padding = case.tensor(2, 5, WIDTH), torch.tensor(PADDING, device=case.device)
+    padding = padding.flip(1) if how == "left" else padding
+    model.train(how == "train")
+    if how != "nested":
+        model.norm = None
+    with torch.set_grad_enabled(how in ("train", "gradients")):
+        y = model(x, src_key_padding_mask=padding)
+    valid = ~padding.cpu().numpy()
+    wanted = encoder_law(x, model, additive(padding)[:, None, None])
+    assert y.shape == x.shape
+    case.close(y[~padding], wanted.value[valid], k=1, scale=wanted.error[valid])
+    if how == "nested":  # the final norm of zeros is its bias
+        case.same(y[padding], model.norm.bias.detach().expand(2, WIDTH))
+    elif how != "flag":
+        assert (y[padding] != 0).all()
+
+
+@claim("attention.encoder.padding-output")
+def test_padded_places_are_zero_without_a_final_norm(case):
+    model = stack(case, nn.TransformerEncoder, encoder_layer(case)).eval()
+    model.norm = None
+    x, padding = case.tensor(2, 5, WIDTH), torch.tensor(PADDING, device=case.device)
+    with torch.no_grad():
+        assert (model(x, src_key_padding_mask=padding)[padding] == 0).all()
+    assert (model(x, src_key_padding_mask=padding)[padding] != 0).all()
+
+
+@claim("attention.encoder.is-causal")
+@pytest.mark.parametrize("hint", [None, True, False])
+def test_a_causal_mask_is_recognised(case, hint):
+    model, x = stack(case, nn.TransformerEncoder, encoder_layer(case)), case.tensor(2, 5, WIDTH)
+    mask = nn.Transformer.generate_square_subsequent_mask(5).to(x)
+    within(case, model(x, mask=mask, is_causal=hint), encoder_law(x, model, reference.causal(5, 5)))
+    other = mask.clone()
+    other[0, 4] = 0.0
+    if hint is not True:  # a wrong hint may give anything
+        within(case, model(x, mask=other, is_causal=hint), encoder_law(x, model, array(other)))
+
+
+@claim("attention.decoder-layer.formula")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_decoder_layer_follows_its_formula(case, norm_first, activation):
+    layer = decoder_layer(case, norm_first=norm_first, activation=activation)
+    x, memory = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH)
+    masks = {"tgt_mask": case.tensor(5, 5), "memory_mask": case.tensor(5, 7),
+             "tgt_key_padding_mask": padding_mask(case, 2, 5), "memory_key_padding_mask": padding_mask(case, 2, 7)}  # fmt: skip
+    own, other, keys, memory_keys = (additive(mask) for mask in masks.values())
+    wanted = reference.decoder_layer(
+        *rounded(x, memory), parameters(layer), HEADS, EPS, norm_first=norm_first, activation=ACTIVATIONS[activation],
+        mask=own + keys[:, None, None], memory_mask=other + memory_keys[:, None, None],
+    )  # fmt: skip
+    within(case, layer(x, memory, **masks), wanted)
+    with torch.no_grad():
+        within(case, layer.eval()(x, memory, **masks), wanted)
+
+
+@claim("attention.decoder-layer.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_gradients_of_the_decoder_layer(case, norm_first):
+    layer = decoder_layer(case, norm_first=norm_first)
+    x, memory = case.tensor(2, 3, WIDTH, requires_grad=True), case.tensor(2, 4, WIDTH, requires_grad=True)
+    y = layer(x, memory)
+    y.backward(seed := case.tensor(*y.shape))
+    given, named = rounded(x, memory), parameters(layer)
+    wanted = reference.decoder_layer(*given, named, HEADS, EPS, norm_first=norm_first)
+    expected = gradients([(wanted, array(seed))], [*given, *named.values()])
+    for tensor, gradient in zip((x, memory, *layer.parameters()), expected, strict=True):
+        within(case, tensor.grad, gradient)
+
+
+GONE_IN_DECODER = {
+    **GONE,
+    "memory weights": ("multihead_attn", ["multihead_attn.in_proj_weight", "multihead_attn.in_proj_bias"]),
+    "memory output": ("dropout2", ["multihead_attn.out_proj.weight", "multihead_attn.out_proj.bias"]),
+    "feed-forward output": ("dropout3", ["linear2.weight", "linear2.bias"]),
+}
+
+
+@claim("attention.decoder-layer.dropout-places")
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("place", GONE_IN_DECODER)
+def test_places_of_dropout_in_the_decoder_layer(case, place, norm_first):
+    layer = decoder_layer(case, norm_first=norm_first)
+    x, memory = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH)
+    whole = parameters(layer)
+    name, lost = GONE_IN_DECODER[place]
+    drop_all(layer, name)
+    named = without(whole, *lost)
+    within(
+        case, layer(x, memory), reference.decoder_layer(*rounded(x, memory), named, HEADS, EPS, norm_first=norm_first)
+    )
+    untouched = reference.decoder_layer(*rounded(x, memory), whole, HEADS, EPS, norm_first=norm_first)
+    with case.unchanged(layer.eval(), x=x, memory=memory):
+        y = layer(x, memory)
+    within(case, y, untouched)
+
+
+def decoder_law(x, memory, model, mask=None, memory_mask=None):
+    named, y = parameters(model), rounded(x)[0]
+    memory = memory if isinstance(memory, Rounded) else rounded(memory)[0]
+    for i in range(len(model.layers)):
+        below = reference.below(named, f"layers.{i}")
+        y = reference.decoder_layer(y, memory, below, HEADS, EPS, mask=mask, memory_mask=memory_mask)
+    return reference.layer_norm(y, named, "norm", EPS) if model.norm is not None else y
+
+
+@claim("attention.decoder.stack")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_decoder_gives_the_memory_to_each_layer(case, norm):
+    model = stack(case, nn.TransformerDecoder, decoder_layer(case))
+    if not norm:
+        model.norm = None
+    x, memory = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH)
+    masks = {"tgt_mask": case.tensor(5, 5), "memory_mask": case.tensor(5, 7),
+             "tgt_key_padding_mask": padding_mask(case, 2, 5), "memory_key_padding_mask": padding_mask(case, 2, 7)}  # fmt: skip
+    own, other, keys, memory_keys = (additive(mask) for mask in masks.values())
+    wanted = decoder_law(x, memory, model, own + keys[:, None, None], other + memory_keys[:, None, None])
+    within(case, model(x, memory, **masks), wanted)
+
+
+@claim("attention.transformer.composition")
+@axes(dtype=PRECISE)
+def test_the_transformer_is_encoder_and_decoder(case):
+    model = case.module(nn.Transformer, WIDTH, HEADS, 2, 1, FEEDS, 0.0, layer_norm_eps=EPS, batch_first=True)
+    src, tgt = case.tensor(2, 7, WIDTH), case.tensor(2, 5, WIDTH)
+    shapes = {"src": (7, 7), "tgt": (5, 5), "memory": (5, 7)}
+    masks = {f"{k}_mask": case.tensor(*s) for k, s in shapes.items()}
+    keys = {f"{k}_key_padding_mask": padding_mask(case, 2, s[1]) for k, s in shapes.items()}
+    sums = {k: array(masks[f"{k}_mask"]) + additive(keys[f"{k}_key_padding_mask"])[:, None, None] for k in shapes}
+    memory = encoder_law(src, model.encoder, sums["src"])
+    within(case, model(src, tgt, **masks, **keys), decoder_law(tgt, memory, model.decoder, sums["tgt"], sums["memory"]))
+
+
+@claim("attention.transformer.causal-mask")
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_causal_mask_is_square(case, size):
+    mask = nn.Transformer.generate_square_subsequent_mask(size)
+    case.same(mask, torch.as_tensor(reference.causal(size, size)).to(mask.dtype))
+
+
+@claim("attention.transformer.batch-first-default")
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_sequence_comes_first_by_default(case, batch_first):
+    options = {"batch_first": True} if batch_first else {}
+    model = case.module(nn.Transformer, WIDTH, HEADS, 1, 1, FEEDS, 0.0, layer_norm_eps=EPS, **options)
+    src, tgt = case.tensor(2, 7, WIDTH), case.tensor(2, 5, WIDTH)
+    given = (src, tgt) if batch_first else (src.transpose(0, 1), tgt.transpose(0, 1))
+    y = model(*given) if batch_first else model(*given).transpose(0, 1)
+    within(case, y, decoder_law(tgt, encoder_law(src, model.encoder), model.decoder))
+    shape = (3, 2, WIDTH) if batch_first else (2, 3, WIDTH)
+    with case.raises(RuntimeError, "batch"):
+        model(given[0], case.tensor(*shape))
