@@ -335,9 +335,9 @@ def test_save_on_cpu_changes_no_gradient(case):
 @claim("autograd.saved.disabled-hooks")
 def test_hooks_on_saved_tensors_can_be_forbidden(case):
     x = case.tensor(3, requires_grad=True)
-    with torch.autograd.graph.disable_saved_tensors_hooks("not in here"):
-        with case.raises(RuntimeError, "not in here"), saved_tensors_hooks(lambda t: t, lambda t: t):
-            pass
+    forbidden = torch.autograd.graph.disable_saved_tensors_hooks("not in here")
+    with forbidden, case.raises(RuntimeError, "not in here"), saved_tensors_hooks(lambda t: t, lambda t: t):
+        pass
     with saved_tensors_hooks(lambda t: t.detach(), lambda t: t):
         x.sin().sum().backward()
 

@@ -130,7 +130,7 @@ def test_the_gradient_at_the_target_is_zero(case, name):
 
 
 def classes(case):
-    """Scores (6, 5), class indices (6,), and the size of the terms of the gradient (6, 5) for a sample of weight one."""
+    """Scores (6, 5), class indices (6,), and the size of the gradient's terms (6, 5)."""
     x, target = case.tensor(6, 5, requires_grad=True), torch.as_tensor(case.rng.integers(0, 5, 6)).to(case.device)
     logs = reference.log_softmax(array(x))
     return x, target, np.exp(logs) * (1 + abs(logs)) + np.eye(5)[array(target)]
