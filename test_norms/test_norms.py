@@ -1,0 +1,144 @@
+"""What the normalisations have in common, and the plain formulas that go by the same name."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from specs.reference import norms as reference
+from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+LAYERS = {
+    "LayerNorm": lambda: nn.LayerNorm((6, 5)),
+    "GroupNorm": lambda: nn.GroupNorm(2, 6),
+    "InstanceNorm1d": lambda: nn.InstanceNorm1d(6, affine=True),
+    "RMSNorm": lambda: nn.RMSNorm((6, 5)),
+    "LocalResponseNorm": lambda: nn.LocalResponseNorm(3),
+}
+
+
+def make(case, name):
+    if not hasattr(nn, name):
+        raise case.unsupported(f"this torch has no {name}")
+    return case.module(LAYERS[name])
+
+
+@claim("norms.common.samples-apart")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_sample_does_not_see_the_others(case, name, training):
+    layer, x = make(case, name).train(training), case.tensor(4, 6, 5)
+    alone = layer(x)[1:2]
+    x[0], x[2:] = float("nan"), 1e30 if case.dtype != torch.float16 else 1e4
+    case.same(layer(x)[1:2], alone)
+
+
+@claim("norms.common.stateless")
+@pytest.mark.parametrize("name", LAYERS)
+def test_modes_are_alike_and_nothing_is_kept(case, name):
+    layer, x = make(case, name), case.tensor(4, 6, 5)
+    assert not list(layer.buffers())
+    with case.unchanged(layer.eval(), x=x):
+        evaluated = layer(x)
+    with case.unchanged(layer.train(), x=x):
+        case.same(layer(x), evaluated)
+
+
+@claim("norms.common.nan-stays-in-its-sample")
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "LocalResponseNorm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_is_not_swallowed(case, name, value):
+    layer, x = make(case, name), case.tensor(2, 6, 5)
+    x[0, 1, 2] = value
+    y = layer(x)
+    assert y[0, 1, 2].isnan()
+    assert not y[1].isnan().any()
+
+
+@claim("norms.normalize.formula")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
+def test_normalize_divides_by_the_norm(case, p, dim):
+    x = case.tensor(3, 7, 5)
+    expected = reference.normalize(array(x), p, dim, 1e-12)
+    case.close(case.function(F.normalize)(x, p=p, dim=dim), expected, k=x.shape[dim] / 2 + 4)  # sum, powers, quotient
+
+
+@claim("norms.normalize.eps-is-a-floor")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("at", [1e-3, 0.5, 10.0])
+def test_eps_is_the_least_divisor(case, at):
+    x = case.tensor(3, 7, spread=0.2) * case.tensor_of([[0.0], [1.0], [10.0]])
+    expected = reference.normalize(array(x), 2, 1, at)
+    case.close(case.function(F.normalize)(x, eps=at), expected, k=8)  # half of seven terms, square, root, quotient
+
+
+@claim("norms.normalize.defaults")
+def test_normalize_is_euclidean_along_dimension_one(case):
+    x = case.tensor(3, 7, 5)
+    x[1] *= 1e-14
+    case.close(case.function(F.normalize)(x), reference.normalize(array(x), 2, 1, 1e-12), k=8)
+
+
+@claim("norms.minmax.formula")
+@axes(dtype=FLOATING)
+def test_minmax_reaches_zero_and_one(case):
+    x = case.tensor(65, loc=3)
+    y = (x - x.min()) / (x.max() - x.min())
+    assert (y.min(), y.max()) == (0, 1)
+    values = array(x)  # two differences and a quotient, half an eps each
+    case.close(y, (values - values.min()) / np.ptp(values), k=2)
+
+
+@claim("norms.minmax.other-range")
+def test_minus_one_to_one_takes_another_map(case):
+    x = case.tensor(65, loc=3)
+    y = (x - x.min()) / (x.max() - x.min())
+    assert (y >= 0).all()
+    assert ((2 * y - 1).min(), (2 * y - 1).max()) == (-1, 1)
+
+
+@claim("norms.minmax.constant")
+def test_minmax_of_a_constant_is_nan(case):
+    x = case.tensor_of([2.5, 2.5, 2.5])
+    assert ((x - x.min()) / (x.max() - x.min())).isnan().all()
+
+
+@claim("norms.zscore.formula")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_zscore_has_unit_variance_in_its_own_estimator(case, unbiased):
+    x = case.tensor(17, loc=3, spread=2)
+    z = (x - x.mean()) / x.std(unbiased=unbiased)
+    values = array(x)
+    scale = (abs(values) + abs(values).mean()) / values.std() * 2
+    case.close(z, (values - values.mean()) / values.std(ddof=int(unbiased)), k=12, scale=scale)  # sums of 17 terms
+
+
+@claim("norms.zscore.estimators-differ")
+def test_zscore_and_layernorm_differ_by_the_estimator(case):
+    x = case.tensor(17)
+    z, y = (x - x.mean()) / x.std(), case.module(nn.LayerNorm, 17, eps=0.0, elementwise_affine=False)(x)
+    scale = (abs(array(x)) + abs(array(x)).mean()) / array(x).std() * 2
+    case.close(z, array(y) * np.sqrt(16 / 17), k=24, scale=scale)  # two results with sums of 17 terms each
+
+
+@claim("norms.weightnorm.formula")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_is_a_magnitude_times_a_direction(case, dim):
+    layer = nn.Linear(7, 5, device=case.device, dtype=case.dtype)
+    before = array(layer.weight).copy()
+    norm = np.linalg.norm(before) if dim is None else np.linalg.norm(before, axis=1 - dim, keepdims=True)
+    torch.nn.utils.parametrizations.weight_norm(layer, dim=dim)
+    size = layer.parametrizations.weight.original0
+    case.close(size.reshape(norm.shape), norm, k=20)  # a sum of up to 35 squares, and its root
+    case.close(layer.weight, before, k=22)  # that norm twice in quotient, and a product
+    with torch.no_grad():
+        size *= 3
+    case.close(layer.weight, 3 * before, k=22)
