@@ -22,9 +22,9 @@ GROUPS = 32
 
 # ResNet-50 activations (stage 3 at batch 1, stage 2 at batch 4, stage 1 at batch 32) and transformer hidden states
 # (width 768 and 1024). In float32: about 200 kB, 1.6 MB and 26 MB (17 MB), from cache to memory on common machines.
-_IMAGES = {"s": (1, 256, 14, 14), "m": (4, 128, 28, 28), "l": (32, 64, 56, 56)}
-_HIDDEN = {"s": (1, 64, 768), "m": (4, 128, 768), "l": (8, 512, 1024)}
-SHAPES = {
+_IMAGES: dict[str, tuple[int, ...]] = {"s": (1, 256, 14, 14), "m": (4, 128, 28, 28), "l": (32, 64, 56, 56)}
+_HIDDEN: dict[str, tuple[int, ...]] = {"s": (1, 64, 768), "m": (4, 128, 768), "l": (8, 512, 1024)}
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "batch_norm": _IMAGES,
     "group_norm": _IMAGES,
     "instance_norm": _IMAGES,
@@ -181,7 +181,7 @@ def _module(kernel: Kernel, device: str) -> Any:
         "group_norm": lambda: nn.GroupNorm(GROUPS, channels),
         "layer_norm": lambda: nn.LayerNorm(width),
         "rms_norm": lambda: nn.RMSNorm(width, eps=1e-5),
-    }[kernel.norm]()
+    }[kernel.norm]()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(0.5, 1.5)
@@ -228,7 +228,8 @@ def _run(kernel: Kernel, function: Callable[[Any], Any], parameters: list[Any], 
 def _formula(kernel: Kernel, module: Any) -> Callable[[Any], Any]:
     import torch
 
-    weight, bias, eps = module.weight, getattr(module, "bias", None), module.eps
+    weight, eps = module.weight, module.eps
+    bias: Any = getattr(module, "bias", None)
     shape = kernel.shape
     if kernel.norm == "rms_norm":
         return lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight

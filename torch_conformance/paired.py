@@ -18,7 +18,7 @@ FIRST_SHARE = 2 / 3  # of the error allowed to a kernel, spent at the first look
 
 def miss(n: int, rank: int) -> float:
     """Probability that [x(rank), x(n+1-rank)] of n independent values does not contain their median."""
-    return 2 * sum(comb(n, i) for i in range(rank)) / 2**n
+    return sum(comb(n, i) for i in range(rank)) / float(2 ** (n - 1))
 
 
 def narrowest_rank(n: int, allowed: float) -> int:
