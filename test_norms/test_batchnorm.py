@@ -1,0 +1,1078 @@
+"""Batch normalisation: by the batch in training, by the running statistics in evaluation."""
+
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.checkpoint import checkpoint
+
+from specs.reference import batchnorm as reference
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
+from torch_conformance.checks import array, eps
+from torch_conformance.marks import axes, claim
+
+CLASSES = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d]
+INPUTS = [
+    (nn.BatchNorm1d, (9, 5)),
+    (nn.BatchNorm1d, (6, 5, 3)),
+    (nn.BatchNorm2d, (4, 5, 3, 2)),
+    (nn.BatchNorm3d, (3, 5, 3, 2, 2)),
+]
+SIZES = [1, 3, 7, 15, 17, 31, 33, 63, 65, 127, 129]  # around the widths of vector registers
+BUFFERS = {"running_mean", "running_var", "num_batches_tracked"}
+EPS = 0.3  # large enough to show where it stands
+
+inputs = pytest.mark.parametrize(("cls", "shape"), INPUTS, ids=lambda v: str(v) if isinstance(v, tuple) else None)
+
+
+def sums(case, x):
+    """Roundings of a sum over a channel: half an eps for each term; low precision is summed in float32 at least."""
+    return reference.count(array(x)) / 2 * min(1.0, eps(torch.float32) / eps(case.dtype))
+
+
+def affine(layer):
+    """Weight and bias in float64, 1 and 0 where there is none."""
+    return (d if t is None else array(t) for t, d in ((layer.weight, 1.0), (layer.bias, 0.0)))
+
+
+def statistics(layer):
+    return array(layer.running_mean).copy(), array(layer.running_var).copy()
+
+
+def close_to_train(case, y, x, weight, bias, eps):
+    # Mean and variance cost a sum each, the latter half of it under the root; eleven roundings of half an eps follow
+    law, scale = (f(array(x), weight, bias, eps) for f in (reference.train, reference.train_scale))
+    case.close(y, law, k=1.5 * sums(case, x) + 5.5, scale=scale)
+
+
+def close_to_eval(case, y, x, mean, variance, weight, bias, eps):
+    # The root of a sum, its inverse, weight, product and shift: seven roundings of half an eps at most
+    settings = (variance, weight, bias, eps)
+    scale = reference.forward_scale(array(x), abs(mean), *settings)
+    case.close(y, reference.forward(array(x), mean, *settings), k=3.5, scale=scale)
+
+
+def close_to_updated(case, layer, before, x, momentum):
+    """Running statistics against one update of those before, for each a sum and five roundings of half an eps."""
+    x, k = array(x), sums(case, x) + 5
+    mean, variance = reference.mean(x), reference.variance(x, correction=1)
+    sizes = reference.mean(abs(x)), variance + (k * eps(case.dtype) * reference.mean(abs(x))) ** 2 / eps(case.dtype)
+    running = (layer.running_mean, layer.running_var)
+    for actual, old, new, size in zip(running, before, (mean, variance), sizes, strict=True):
+        law = reference.update(old, new, momentum)
+        case.close(actual, law, k=k, scale=(1 - momentum) * abs(old) + momentum * size)
+
+
+@contextmanager
+def threads(n):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    yield
+    torch.set_num_threads(before)
+
+
+# -- the layer ---------------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.layer.initial-state")
+@pytest.mark.parametrize("cls", [*CLASSES, nn.SyncBatchNorm])
+def test_new_layer(case, cls):
+    layer = cls(5)
+    expected = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    for name, value in expected.items():
+        case.same(getattr(layer, name).detach(), torch.full((5,), value))
+    case.same(layer.num_batches_tracked, torch.tensor(0))
+    assert (layer.eps, layer.momentum, layer.affine, layer.track_running_stats) == (1e-5, 0.1, True, True)
+
+
+@claim("batchnorm.layer.state-dict")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_state_dict_of_the_layer(case, cls):
+    layer = case.module(cls, 5)
+    names = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert list(layer.state_dict()) == names
+    assert [name for name, _ in layer.named_parameters()] == names[:2]
+    assert [name for name, _ in layer.named_buffers()] == names[2:]
+
+
+@claim("batchnorm.layer.attributes")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_layer_keeps_and_shows_its_settings(case, cls):
+    layer = cls(5, 0.25, 0.75, False, False, dtype=torch.float64)
+    assert (layer.num_features, layer.eps, layer.momentum) == (5, 0.25, 0.75)
+    assert (layer.affine, layer.track_running_stats, layer.training) == (False, False, True)
+    assert cls(5, dtype=torch.float64).weight.dtype == cls(5, dtype=torch.float64).running_var.dtype == torch.float64
+    assert not hasattr(layer, "_backend")
+    for text in ("5", "eps=0.25", "momentum=0.75", "affine=False", "track_running_stats=False"):
+        assert text in repr(layer)
+
+
+@claim("batchnorm.layer.affine-false")
+@axes(dtype=FLOATING)
+@inputs
+def test_without_affine_the_layer_only_normalises(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS, affine=False), case.tensor(*shape, loc=1.5)
+    assert layer.weight is None
+    assert layer.bias is None
+    mean, variance = statistics(layer)
+    close_to_train(case, layer(x), x, 1.0, 0.0, EPS)
+    layer.running_mean.copy_(torch.as_tensor(mean))
+    layer.running_var.copy_(torch.as_tensor(variance))
+    close_to_eval(case, layer.eval()(x), x, mean, variance, 1.0, 0.0, EPS)
+
+
+@claim("batchnorm.layer.bias-false")
+@pytest.mark.parametrize("cls", [*CLASSES, nn.SyncBatchNorm])
+@pytest.mark.parametrize("lazy", [True, False])
+def test_without_bias_the_layer_learns_a_weight(case, cls, lazy):
+    if lazy and cls is nn.SyncBatchNorm:
+        raise case.unsupported("there is no lazy SyncBatchNorm")
+    x = case.tensor(*dict(INPUTS).get(cls, (9, 5)), loc=1.5)
+    layer = getattr(nn, f"Lazy{cls.__name__}")(eps=EPS, bias=False) if lazy else cls(5, eps=EPS, bias=False)
+    layer(x)
+    case.randomise(layer)
+    assert "bias" not in layer.state_dict()
+    assert "bias=False" in repr(layer)
+    close_to_train(case, layer(x), x, array(layer.weight), 0.0, EPS)
+
+
+@claim("batchnorm.layer.takes-groups")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_second_argument_is_eps(case, cls):
+    layer, x = cls(5, 4), case.tensor(*dict(INPUTS)[cls], loc=1.5)
+    assert layer.eps == 4
+    close_to_train(case, layer(x), x, 1.0, 0.0, 4)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.train.formula")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last", "transposed", "strided", "expanded"))
+@inputs
+def test_training_normalises_by_the_batch(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS), case.tensor(*shape, loc=1.5, spread=2)
+    close_to_train(case, layer(x), x, *affine(layer), EPS)
+
+
+@claim("batchnorm.train.any-size")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("along", ["channels", "positions", "samples"])
+def test_training_at_every_size(case, n, along):
+    shape = {"channels": (3, n, 2, 1), "positions": (2, 2, 1, n), "samples": (n + 1, 2, 1, 1)}[along]
+    layer, x = case.module(nn.BatchNorm2d, shape[1], eps=EPS, momentum=0.7), case.tensor(*shape, loc=1.5)
+    before = statistics(layer)
+    close_to_train(case, layer(x), x, *affine(layer), EPS)
+    close_to_updated(case, layer, before, x, 0.7)
+    x.requires_grad_()
+    mean, variance = statistics(layer.eval())
+    close_to_eval(case, layer(x), x, mean, variance, *affine(layer), EPS)
+
+
+@claim("batchnorm.train.any-size", "batchnorm.gradient.input")
+@axes(dtype=("float32", "bfloat16"), layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("n", [1, 2])
+def test_training_in_every_thread(case, n):
+    layer = case.module(nn.BatchNorm2d, 67, eps=EPS, momentum=0.7)
+    x, gradient = case.tensor(4, 67, 13, 11, loc=0.5, requires_grad=True), case.tensor(4, 67, 13, 11)
+    before = statistics(layer)
+    with threads(n):
+        y = layer(x)
+        y.backward(gradient)
+    close_to_train(case, y, x, *affine(layer), EPS)
+    close_to_updated(case, layer, before, x, 0.7)
+    close_to_train_gradients(case, layer, x, gradient)
+
+
+@claim("batchnorm.train.statistics-over-positions")
+@axes(dtype=PRECISE)
+@inputs
+def test_statistics_are_taken_over_all_positions(case, cls, shape):
+    layer, x = case.module(cls, 5, momentum=1.0), case.tensor(*shape, loc=1.5)
+    layer(x)
+    n = math.prod(shape) // 5
+    rows = array(x).swapaxes(0, 1).reshape(5, n)
+    case.close(layer.running_mean, rows.sum(1) / n, k=n / 2 + 5, scale=abs(rows).mean(1))  # as in any update
+    if len(shape) > 2:
+        assert (abs(array(layer.running_mean) - array(x)[..., 0].mean(0).reshape(5, -1)[:, 0]) > 1e-4).any()
+
+
+@claim("batchnorm.train.eps-inside-the-root")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("value", [1e-3, 0.7, 10.0])
+@pytest.mark.parametrize("spread", [1e-3, 1.0])
+def test_eps_stands_inside_the_root(case, value, spread):
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=value), case.tensor(9, 5, spread=spread)
+    mean, variance = statistics(layer)
+    close_to_eval(case, layer.eval()(x), x, mean, variance, *affine(layer), value)
+    close_to_train(case, layer.train()(x), x, *affine(layer), value)
+
+
+@claim("batchnorm.train.mean-and-variance")
+@axes(dtype=PRECISE)
+def test_output_has_mean_zero_and_variance_nearly_one(case):
+    spreads = np.array([0.0, 0.1, 1.0, 30.0])
+    x = case.tensor_of(case.rng.standard_normal((15, 4)) * spreads + 2)
+    y = case.module(nn.BatchNorm1d, 4, eps=EPS, affine=False)(x)
+    variance = reference.variance(array(x))
+    size = reference.mean(reference.train_scale(array(x), 1.0, 0.0, EPS))
+    k = 3 * sums(case, x) + 11  # as in the formula, and doubled by the square
+    case.close(y.mean(0), np.zeros(4), k=k, scale=size)
+    case.close((y * y).mean(0), variance / (variance + EPS), k=k, scale=size**2)
+
+
+@claim("batchnorm.train.variance-becomes-weight")
+@axes(dtype=PRECISE)
+def test_weight_is_the_standard_deviation(case):
+    layer, x = case.module(nn.BatchNorm1d, 4, eps=1e-8), case.tensor(15, 4)
+    weight, bias = affine(layer)
+    y, size = layer(x), reference.mean(reference.train_scale(array(x), weight, bias, 1e-8))
+    k = 3 * sums(case, x) + 11  # as in the formula, and doubled by the square
+    case.close(y.mean(0), bias, k=k, scale=size)
+    variance = reference.variance(array(x))
+    case.close(y.var(0, unbiased=False), weight**2 * variance / (variance + 1e-8), k=k, scale=size**2)
+    assert (abs(reference.variance(array(y)) - abs(weight)) > 1e-3).any()
+
+
+@claim("batchnorm.train.makes-values-gaussian")
+def test_two_values_remain_two(case):
+    coins = case.rng.permutation(np.repeat([0.0, 1.0], [4, 11]))
+    x = case.tensor_of(np.stack([coins, case.rng.standard_exponential(15)], 1))
+    y = case.module(nn.BatchNorm1d, 2, eps=EPS)(x)
+    assert len(y[:, 0].unique()) == 2
+    order, rank = array(x)[:, 1].argsort(), array(y)[:, 1].argsort()
+    assert rank.tolist() in (order.tolist(), order[::-1].tolist())
+    skewness = [abs(((v - v.mean()) ** 3).mean() / v.std() ** 3) for v in (array(x)[:, 1], array(y)[:, 1])]
+    assert skewness[0] == pytest.approx(skewness[1], rel=1e-4)
+    assert skewness[1] > 0.1
+
+
+@claim("batchnorm.train.affine-restores-the-input")
+@axes(dtype=PRECISE)
+def test_affine_parameters_can_restore_the_input(case):
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(15, 5, loc=1.5)
+    root, mean = np.sqrt(reference.variance(array(x)) + EPS), reference.mean(array(x))
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(root))
+        layer.bias.copy_(torch.as_tensor(mean))
+    scale = reference.train_scale(array(x), root, mean, EPS)
+    case.close(layer(x), array(x), k=1.5 * sums(case, x) + 6.5, scale=scale)  # two roundings more: weight and bias
+    layer.reset_parameters()
+    assert (abs(array(layer(x)) - array(x)) > 0.1).any()
+
+
+@claim("batchnorm.train.large-offset")
+@axes(dtype=PRECISE, layout=("contiguous", "channels_last", "transposed"))
+@pytest.mark.parametrize("offset", [1e3, -1e4, 1e5])
+def test_large_offset_costs_its_own_rounding(case, offset):
+    layer, x = case.module(nn.BatchNorm2d, 5, eps=1e-4, momentum=0.7), case.tensor(2, 5, 3, 3, loc=offset)
+    before = statistics(layer)
+    close_to_train(case, layer(x), x, *affine(layer), 1e-4)
+    close_to_updated(case, layer, before, x, 0.7)
+
+
+@claim("batchnorm.train.mixed-precision")
+@axes(dtype=REDUCED, layout=("contiguous", "channels_last", "transposed"))
+@inputs
+def test_float32_layer_takes_low_precision_input(case, cls, shape):
+    layer = case.module(cls, 5, eps=EPS, momentum=0.7).float()
+    x, gradient = case.tensor(*shape, loc=1.5, requires_grad=True), case.tensor(*shape)
+    before = statistics(layer)
+    y = layer(x)
+    y.backward(gradient)
+    assert y.dtype == x.grad.dtype == case.dtype
+    finer = eps(torch.float32) / eps(case.dtype)  # in float32, then rounded twice, if x - mu is stored on the way
+    law, scale = (f(array(x), *affine(layer), EPS) for f in (reference.train, reference.train_scale))
+    k = 1.5 * reference.count(array(x)) / 2 + 5.5
+    case.close(y, law, k=1, scale=abs(law) + k * finer * scale)
+    case.dtype = torch.float32
+    close_to_updated(case, layer, before, x, 0.7)
+    close_to_train_gradients(case, layer, x, gradient, finer=finer)
+
+
+@claim("batchnorm.train.mixed-precision")
+@axes(dtype=REDUCED, layout=("contiguous", "channels_last"))
+@inputs
+def test_float32_layer_takes_low_precision_input_in_eval(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS).float().eval(), case.tensor(*shape, loc=1.5)
+    settings = (array(layer.running_var), *affine(layer), EPS)
+    law = reference.forward(array(x), array(layer.running_mean), *settings)
+    scale = reference.forward_scale(array(x), abs(array(layer.running_mean)), *settings)
+    finer = eps(torch.float32) / eps(case.dtype)
+    case.close(layer(x), law, k=1, scale=abs(law) + 3.5 * finer * scale)  # as in training
+
+
+@claim("batchnorm.train.single-value-refused")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_one_value_per_channel_is_refused_in_training(case, cls):
+    layer, x = case.module(cls, 5, eps=EPS), case.tensor(1, 5, *[1] * (len(dict(INPUTS)[cls]) - 2))
+    with case.raises(ValueError, "more than 1 value per channel"):
+        layer(x)
+    mean, variance = statistics(layer)
+    close_to_eval(case, layer.eval()(x), x, mean, variance, *affine(layer), EPS)
+
+
+@claim("batchnorm.train.single-image")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize(("cls", "shape"), [(c, (1, *s[1:])) for c, s in INPUTS[1:]], ids=str)
+def test_one_image_is_enough_for_training(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS), case.tensor(*shape, loc=1.5)
+    close_to_train(case, layer(x), x, *affine(layer), EPS)
+
+
+@claim("batchnorm.train.empty-batch")
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_batch_comes_back_empty(case, cls, training):
+    layer, x = case.module(cls, 5).train(training), case.tensor(0, *dict(INPUTS)[cls][1:], requires_grad=True)
+    with case.unchanged(layer, but={"num_batches_tracked"} if training else set()):
+        y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.shape == x.grad.shape
+    assert not layer.weight.grad.any()
+    assert not layer.bias.grad.any()
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def close_to_train_gradients(case, layer, x, gradient, finer=None):
+    """Gradients of input, weight and bias; ``finer`` is the eps of float32, where that computes a coarser gradient.
+
+    Five steps of the latter may be stored in the input's dtype, at half an eps each: ``k`` is 2.5, and float32's share.
+    """
+    weight, _ = affine(layer)
+    arguments = (array(x), array(gradient), weight, EPS)
+    laws, scales = reference.train_gradients(*arguments), reference.train_gradient_scales(*arguments)
+    # Sums: two means, x-hat twice, the variance under three roots; then some twenty roundings of half an eps
+    n = sums(case, x)
+    if finer is None:
+        case.close(x.grad, laws[0], k=4.5 * n + 10, scale=scales[0])
+    else:
+        case.close(x.grad, laws[0], k=2.5 + (4.5 * n + 10) * finer, scale=scales[0])
+    if layer.weight is not None:
+        case.close(layer.weight.grad, laws[1], k=2.5 * n + 6, scale=scales[1])  # its sum, x-hat's and half a variance
+        case.close(layer.bias.grad, laws[2], k=n + 1, scale=scales[2])
+
+
+@claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last", "transposed", "strided"))
+@inputs
+@pytest.mark.parametrize("with_affine", [True, False])
+def test_training_gradients(case, cls, shape, with_affine):
+    layer = case.module(cls, 5, eps=EPS, affine=with_affine)
+    x, gradient = case.tensor(*shape, loc=0.5, requires_grad=True), case.tensor(*shape)
+    layer(x).backward(gradient)
+    close_to_train_gradients(case, layer, x, gradient)
+
+
+@claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("n", SIZES)
+def test_training_gradients_at_every_size(case, n):
+    for shape in ((2, 3, 1, n + 1), (3, n, 2, 1)):
+        layer = case.module(nn.BatchNorm2d, shape[1], eps=EPS)
+        x, gradient = case.tensor(*shape, loc=0.5, requires_grad=True), case.tensor(*shape)
+        layer(x).backward(gradient)
+        close_to_train_gradients(case, layer, x, gradient)
+
+
+@claim("batchnorm.gradient.sums-to-zero")
+@axes(dtype=PRECISE)
+@inputs
+def test_input_gradient_sums_to_zero(case, cls, shape):
+    layer, x, gradient = case.module(cls, 5, eps=EPS), case.tensor(*shape, requires_grad=True), case.tensor(*shape)
+    layer(x).backward(gradient)
+    over = reference.over_channels(array(x))
+    scale = reference.train_gradient_scales(array(x), array(gradient), array(layer.weight), EPS)[0].sum(over)
+    case.close(x.grad.sum(over), np.zeros(5), k=5.5 * sums(case, x) + 10, scale=scale)  # as above, and one sum more
+
+
+@claim("batchnorm.gradient.eval")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last", "transposed", "strided"))
+@inputs
+@pytest.mark.parametrize("with_affine", [True, False])
+def test_eval_gradients(case, cls, shape, with_affine):
+    layer = case.module(cls, 5, eps=EPS, affine=with_affine).eval()
+    x, gradient = case.tensor(*shape, loc=0.5, requires_grad=True), case.tensor(*shape)
+    layer(x).backward(gradient)
+    arguments = (array(x), array(gradient), *statistics(layer), next(affine(layer)), EPS)
+    laws, scales = reference.eval_gradients(*arguments), reference.eval_gradient_scales(*arguments)
+    case.close(x.grad, laws[0], k=2.5, scale=scales[0])  # sum, root, inverse, weight, product: half an eps each
+    if with_affine:
+        case.close(layer.weight.grad, laws[1], k=sums(case, x) + 3, scale=scales[1])  # as above, x - r, and the sum
+        case.close(layer.bias.grad, laws[2], k=sums(case, x) + 1, scale=scales[2])
+
+
+@claim("batchnorm.gradient.second")
+@axes(dtype=PRECISE, layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize(("cls", "shape"), [(nn.BatchNorm1d, (6, 5)), (nn.BatchNorm2d, (2, 3, 2, 2))], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_second_gradients(case, cls, shape, training):
+    layer = case.module(cls, shape[1], eps=EPS).train(training)
+    x, gradient, v = (case.tensor(*shape, requires_grad=True) for _ in range(3))
+    (first,) = torch.autograd.grad(layer(x), x, gradient, create_graph=True)
+    found = torch.autograd.grad(first, (x, gradient, layer.weight), v, allow_unused=True)
+    xs, gs, vs, weight = array(x), array(gradient), array(v), array(layer.weight)
+    if training:
+        laws = reference.train_second_gradients(xs, gs, vs, weight, EPS)
+        scales = reference.train_second_scales(xs, gs, vs, weight, EPS)
+    else:
+        root = reference.spread(np.sqrt(array(layer.running_var) + EPS), xs)
+        laws = [np.zeros_like(xs), vs * reference.spread(weight, xs) / root]
+        laws += [(vs * gs / root).sum(reference.over_channels(xs))]
+        scales = [1.0, abs(laws[1]), (abs(vs * gs) / root).sum(reference.over_channels(xs))]
+    for actual, law, scale in zip(found, laws, scales, strict=True):
+        actual = torch.zeros_like(x) if actual is None else actual
+        # Products of three terms as in the first gradient, each with its sums and roundings, over one root more
+        case.close(actual, law, k=14 * sums(case, x) + 30, scale=scale)
+
+
+@claim("batchnorm.gradient.writes-nothing-else")
+@pytest.mark.parametrize("training", [True, False])
+def test_backward_writes_gradients_alone(case, training):
+    layer, x = case.module(nn.BatchNorm2d, 5).train(training), case.tensor(4, 5, 3, 2, requires_grad=True)
+    y = layer(x)
+    with case.unchanged(layer, x=x, but={"weight.grad", "bias.grad", "x.grad"}):
+        y.backward(case.tensor(4, 5, 3, 2))
+
+
+# -- running statistics ------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.running.update")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last", "transposed", "strided"))
+@inputs
+@pytest.mark.parametrize("momentum", [0.3, 0.9])
+def test_running_statistics_move_by_momentum(case, cls, shape, momentum):
+    layer, x = case.module(cls, 5, momentum=momentum), case.tensor(*shape, loc=1.5, spread=2)
+    before = statistics(layer)
+    layer(x)
+    close_to_updated(case, layer, before, x, momentum)
+
+
+@claim("batchnorm.running.variance-unbiased")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_running_variance_is_unbiased(case, n):
+    layer, x = case.module(nn.BatchNorm1d, 5, momentum=1.0), case.tensor(n, 5)
+    layer(x)
+    unbiased = reference.variance(array(x)) * n / (n - 1)
+    case.close(layer.running_var, unbiased, k=n / 2 + 5, scale=unbiased + reference.mean(abs(array(x))) ** 2)
+
+
+@claim("batchnorm.running.many-steps")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("momentum", [0.3, 0.8])
+def test_running_statistics_after_many_steps(case, momentum):
+    layer = case.module(nn.BatchNorm1d, 5, momentum=momentum)
+    (mean, variance), batches = statistics(layer), [case.tensor(8, 5, loc=i / 4) for i in range(12)]
+    sizes = abs(mean), variance
+    for x in batches:
+        layer(x)
+        mean, size = (
+            reference.update(r, reference.mean(f(array(x))), momentum) for r, f in ((mean, np.array), (sizes[0], abs))
+        )
+        variance = reference.update(variance, reference.variance(array(x), 1), momentum)
+        sizes = size, variance
+    k = (sums(case, batches[0]) + 5) / momentum  # each step's own, and what the earlier ones have faded to
+    case.close(layer.running_mean, mean, k=k, scale=sizes[0])
+    case.close(layer.running_var, variance, k=k, scale=2 * sizes[1])
+
+
+@claim("batchnorm.running.first-mean")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("momentum", [0.1, 0.3])
+def test_first_running_mean_is_momentum_times_the_mean(case, momentum):
+    layer, x = case.module(nn.BatchNorm1d, 5, momentum=momentum), case.tensor(8, 5, loc=1.5)
+    layer.reset_running_stats()
+    layer(x)
+    close_to_updated(case, layer, (np.zeros(5), np.ones(5)), x, momentum)
+
+
+@claim("batchnorm.running.momentum-none")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("cls", [nn.BatchNorm1d, nn.BatchNorm3d])
+def test_momentum_none_averages_all_batches(case, cls):
+    layer = case.module(cls, 5, momentum=None)
+    layer.reset_running_stats()
+    xs = [case.tensor(*dict(INPUTS)[cls], loc=i / 4) for i in range(5)]
+    for x in xs:
+        layer(x)
+    k = 5 * (sums(case, xs[0]) + 5)  # five steps of a sum and five roundings each
+    means, sizes = (np.mean([reference.mean(f(array(x))) for x in xs], axis=0) for f in (np.array, abs))
+    case.close(layer.running_mean, means, k=k, scale=sizes)
+    case.close(layer.running_var, np.mean([reference.variance(array(x), 1) for x in xs], axis=0), k=k)
+
+
+@claim("batchnorm.running.momentum-none")
+@axes(dtype=PRECISE)
+def test_momentum_none_weighs_by_the_counter(case):
+    layer, x = case.module(nn.BatchNorm1d, 5, momentum=None), case.tensor(8, 5, loc=1.5)
+    before, counted = statistics(layer), int(layer.num_batches_tracked)
+    layer(x)
+    close_to_updated(case, layer, before, x, 1 / (counted + 1))
+
+
+@claim("batchnorm.running.momentum-zero")
+@pytest.mark.parametrize("cls", [*CLASSES])
+def test_momentum_zero_freezes_the_statistics(case, cls):
+    layer, x = case.module(cls, 5, eps=EPS, momentum=0.0), case.tensor(*dict(INPUTS)[cls], loc=1.5)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    close_to_train(case, layer(x), x, *affine(layer), EPS)
+    case.same(layer.running_mean, before["running_mean"])
+    case.same(layer.running_var, before["running_var"])
+    assert layer.num_batches_tracked == before["num_batches_tracked"] + 1
+
+
+@claim("batchnorm.running.momentum-one")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("cls", [*CLASSES])
+def test_momentum_one_keeps_the_last_batch(case, cls):
+    layer = case.module(cls, 5, momentum=1.0)
+    first, last = (case.tensor(*dict(INPUTS)[cls], loc=loc) for loc in (5, 1.5))
+    layer(first)
+    before = statistics(layer)
+    layer(last)
+    close_to_updated(case, layer, before, last, 1.0)
+
+
+@claim("batchnorm.running.counter")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_counter_grows_by_one(case, momentum):
+    layer, x = case.module(nn.BatchNorm1d, 5, momentum=momentum), case.tensor(9, 5)
+    counter, start = layer.num_batches_tracked, int(layer.num_batches_tracked)
+    for _ in range(3):
+        layer(x)
+    layer.eval()(x)
+    assert layer.num_batches_tracked is counter
+    case.same(counter.cpu(), torch.tensor(start + 3))
+
+
+@claim("batchnorm.running.at-forward")
+@inputs
+@pytest.mark.parametrize("grad", [True, False])
+def test_training_forward_changes_the_buffers_alone(case, cls, shape, grad):
+    layer, x = case.module(cls, 5), case.tensor(*shape)
+    with torch.set_grad_enabled(grad), case.unchanged(layer, x=x, but=BUFFERS):
+        layer(x)
+
+
+@claim("batchnorm.running.no-gradient")
+def test_running_statistics_are_not_trained(case):
+    layer, x = case.module(nn.BatchNorm1d, 5), case.tensor(9, 5)
+    layer(x).pow(3).sum().backward()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.3)
+    with case.unchanged(layer, but={"weight", "bias"}):
+        optimizer.step()
+    assert not any(buffer.requires_grad or buffer.grad is not None for buffer in layer.buffers())
+
+
+@claim("batchnorm.running.frozen-affine")
+def test_frozen_parameters_do_not_freeze_the_statistics(case):
+    layer, x = case.module(nn.BatchNorm1d, 5).requires_grad_(False), case.tensor(9, 5)
+    with case.unchanged(layer, x=x, but=BUFFERS):
+        assert not layer(x).requires_grad
+
+
+@claim("batchnorm.running.population")
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_are_not_the_populations(case, momentum):
+    layer, batches = case.module(nn.BatchNorm1d, 3, momentum=momentum), [case.tensor(8, 3, loc=9 * i) for i in range(5)]
+    layer.reset_running_stats()
+    for x in batches:
+        layer(x)
+    population = np.concatenate([array(x) for x in batches])
+    assert (array(layer.running_var) < population.var(0) / 9).all()  # the variance between the batches is missing
+    if momentum is not None:
+        assert (abs(array(layer.running_mean) - population.mean(0)) > 1).all()  # the last batches weigh most
+
+
+@claim("batchnorm.running.reset")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_reset_puts_the_start_back(case, cls):
+    layer, fresh = case.module(cls, 5), cls(5).to(case.dtype)
+    with case.unchanged(layer, but=BUFFERS):
+        layer.reset_running_stats()
+    with case.unchanged(layer, but=BUFFERS | {"weight", "bias"}):
+        layer.reset_parameters()
+    for name, value in fresh.state_dict().items():
+        case.same(layer.state_dict()[name].cpu(), value)
+
+
+# -- eval mode ---------------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.eval.formula")
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last", "transposed", "strided", "expanded"))
+@inputs
+def test_eval_normalises_by_the_running_statistics(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS).eval(), case.tensor(*shape, loc=1.5, spread=2)
+    close_to_eval(case, layer(x), x, *statistics(layer), *affine(layer), EPS)
+
+
+@claim("batchnorm.eval.buffers-kept")
+@inputs
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_eval_changes_nothing(case, cls, shape, momentum):
+    layer, x = case.module(cls, 5, momentum=momentum).eval(), case.tensor(*shape)
+    with case.unchanged(layer, x=x):
+        layer(x)
+
+
+@claim("batchnorm.eval.one-by-one")
+@axes(dtype=PRECISE)
+@inputs
+def test_eval_takes_samples_one_by_one(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS).eval(), case.tensor(*shape, loc=1.5)
+    close_to_eval(
+        case, torch.cat([layer(x[i : i + 1]) for i in range(len(x))]), x, *statistics(layer), *affine(layer), EPS
+    )
+    layer.train()
+    assert not torch.allclose(layer(x)[:2], layer(x[:2]), rtol=1e-3)
+
+
+@claim("batchnorm.eval.does-not-normalise")
+def test_eval_normalises_too(case):
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS, momentum=1.0, affine=False), case.tensor(9, 5, loc=30, spread=5)
+    layer(x)
+    y = layer.eval()(x)
+    assert y.abs().max() < 5 < x.abs().max()
+    close_to_eval(case, y, x, *statistics(layer), 1.0, 0.0, EPS)
+
+
+@claim("batchnorm.eval.gap-closes")
+@axes(dtype=PRECISE)
+def test_train_and_eval_agree_once_the_statistics_do(case):
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS, momentum=1.0), case.tensor(9, 5, loc=1.5)
+    young, trained = layer.eval()(x), layer.train()(x)
+    assert not torch.allclose(young, trained, rtol=1e-3)
+    layer.running_var.mul_(8 / 9)  # the biased variance
+    mean, variance = reference.mean(array(x)), reference.variance(array(x))
+    scale = reference.train_scale(array(x), *affine(layer), EPS)
+    law = reference.forward(array(x), mean, variance, *affine(layer), EPS)
+    case.close(layer.eval()(x), law, k=1.5 * sums(case, x) + 7, scale=scale)  # as in training, and three more
+    case.close(trained, law, k=1.5 * sums(case, x) + 5.5, scale=scale)
+
+
+@claim("batchnorm.track.false")
+@axes(dtype=FLOATING)
+@inputs
+def test_untracked_layers_use_the_batch_in_both_modes(case, cls, shape):
+    layer, x = case.module(cls, 5, eps=EPS, track_running_stats=False), case.tensor(*shape, loc=1.5)
+    assert layer.running_mean is layer.running_var is layer.num_batches_tracked is None
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    with case.unchanged(layer, x=x):
+        y = layer(x)
+    case.same(layer.eval()(x), y)
+    close_to_train(case, y, x, *affine(layer), EPS)
+
+
+@claim("batchnorm.track.switched-off-later")
+@pytest.mark.parametrize("cls", [*CLASSES, nn.SyncBatchNorm])
+def test_tracking_switched_off_later(case, cls):
+    layer, x = case.module(cls, 5, eps=EPS), case.tensor(*dict(INPUTS).get(cls, (9, 5)), loc=1.5)
+    layer.track_running_stats = False
+    with case.unchanged(layer, x=x):
+        close_to_train(case, layer(x), x, *affine(layer), EPS)
+    close_to_eval(case, layer.eval()(x), x, *statistics(layer), *affine(layer), EPS)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.refuses.other-ranks")
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize(("cls", "ranks"), list(zip(CLASSES, [(2, 3), (4,), (5,)], strict=True)))
+def test_other_ranks_are_refused(case, cls, ranks, lazy):
+    make = (lambda: getattr(nn, f"Lazy{cls.__name__}")()) if lazy else lambda: cls(3)
+    for rank in range(1, 7):
+        if rank in ranks:
+            assert make()(case.tensor(*[3] * rank)).ndim == rank
+        else:
+            with case.raises((ValueError, IndexError), rf"expected {ranks[0]}D.*got {rank}D|out of range"):
+                make()(case.tensor(*[3] * rank))
+
+
+@claim("batchnorm.refuses.other-channels")
+@pytest.mark.parametrize("setting", ["plain", "eval", "untracked", "bare"])
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_other_channels_are_refused(case, setting, channels):
+    keywords = {"untracked": {"track_running_stats": False}, "bare": {"affine": False}}.get(setting, {})
+    layer = case.module(nn.BatchNorm1d, 5, **keywords).train(setting != "eval")
+    with case.raises(RuntimeError, f"should contain {channels} elements? not 5"):
+        layer(case.tensor(9, channels))
+
+
+@claim("batchnorm.refuses.other-dtypes")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")], ids=str)
+def test_other_dtypes_are_refused(case, training, dtypes):
+    of_layer, of_input = (getattr(torch, name) for name in dtypes)
+    layer, x = case.module(nn.BatchNorm1d, 5).to(of_layer).train(training), case.tensor(9, 5, dtype=of_input)
+    with case.raises(RuntimeError, "dtype|scalar type"):
+        layer(x)
+
+
+@claim("batchnorm.refuses.eps-zero-in-training")
+@pytest.mark.parametrize("value", [0.0, -1e-9])
+def test_eps_must_be_positive_in_training(case, value):
+    with case.raises(ValueError, "eps must be positive"):
+        case.module(nn.BatchNorm1d, 5, eps=value)(case.tensor(9, 5))
+
+
+@claim("batchnorm.refuses.eps-negative")
+@pytest.mark.parametrize("training", [True, False])
+def test_eps_must_not_be_negative(case, training):
+    with case.raises(ValueError, "eps must be (positive|non-negative)"):
+        case.module(nn.BatchNorm1d, 5, eps=-1e-9).train(training)(case.tensor(9, 5))
+
+
+# -- functional form ---------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.functional.matches-the-layer")
+@inputs
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_affine", [True, False])
+def test_functional_form_matches_the_layer(case, cls, shape, training, with_affine):
+    layer = case.module(cls, 5, eps=EPS, momentum=0.7, affine=with_affine).train(training)
+    x, mean, variance = case.tensor(*shape, loc=1.5), layer.running_mean.clone(), layer.running_var.clone()
+    y = case.function(F.batch_norm)(x, mean, variance, layer.weight, layer.bias, training, 0.7, EPS)
+    case.same(y, layer(x))
+    case.same(mean, layer.running_mean)
+    case.same(variance, layer.running_var)
+
+
+@claim("batchnorm.functional.defaults")
+@axes(dtype=PRECISE)
+def test_functional_defaults(case):
+    layer, x = case.module(nn.BatchNorm1d, 5), case.tensor(9, 5, loc=1.5)
+    running = (layer.running_mean, layer.running_var)
+    before = statistics(layer)
+    with case.unchanged(layer, x=x):
+        y = case.function(F.batch_norm)(x, *running)
+    close_to_eval(case, y, x, *before, 1.0, 0.0, 1e-5)
+    y = case.function(F.batch_norm)(x, *running, training=True)
+    close_to_train(case, y, x, 1.0, 0.0, 1e-5)
+    close_to_updated(case, layer, before, x, 0.1)
+
+
+@claim("batchnorm.functional.defaults")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("given", ["weight", "bias"])
+@pytest.mark.parametrize("training", [True, False])
+def test_functional_form_takes_either_parameter(case, given, training):
+    layer, x = case.module(nn.BatchNorm1d, 5), case.tensor(9, 5, loc=1.5)
+    values = {given: getattr(layer, given).detach()}
+    weight, bias = (array(values[n]) if n in values else d for n, d in (("weight", 1.0), ("bias", 0.0)))
+    before = statistics(layer)
+    y = F.batch_norm(x, layer.running_mean, layer.running_var, **values, training=training, eps=EPS)
+    if training:
+        close_to_train(case, y, x, weight, bias, EPS)
+    else:
+        close_to_eval(case, y, x, *before, weight, bias, EPS)
+
+
+@claim("batchnorm.functional.needs-statistics")
+def test_functional_form_needs_statistics_in_eval(case):
+    x = case.tensor(9, 5, loc=1.5)
+    close_to_train(case, case.function(F.batch_norm)(x, None, None, training=True, eps=EPS), x, 1.0, 0.0, EPS)
+    with case.raises(RuntimeError, "running_mean must be defined in evaluation"):
+        case.function(F.batch_norm)(x, None, None)
+
+
+@claim("batchnorm.functional.statistics-together")
+def test_functional_form_takes_both_statistics_or_none(case):
+    for given in ((case.tensor(5), None), (None, case.tensor(5).abs())):
+        with case.raises((ValueError, RuntimeError), "running_mean|running_var"):
+            F.batch_norm(case.tensor(9, 5), *given, training=True)
+
+
+class Spy(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function, args, kwargs
+
+
+@claim("batchnorm.functional.overridable")
+def test_functional_form_can_be_overridden(case):
+    spy = case.tensor(9, 5).as_subclass(Spy)
+    settings = {"weight": 1, "bias": 2, "training": True, "momentum": 0.7, "eps": EPS}
+    function, positional, named = F.batch_norm(spy, None, None, **settings)
+    assert function is F.batch_norm
+    assert (positional[0] is spy, positional[1:], named) == (True, (None, None), settings)
+
+
+# -- in a network ------------------------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.network.bias-before-is-useless")
+@axes(dtype=PRECISE)
+def test_constant_before_the_layer_is_lost(case):
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(9, 5)
+    bias = case.tensor(5, requires_grad=True)
+    close_to_train(case, y := layer(x + bias), (x + bias).detach(), *affine(layer), EPS)
+    shifted, gradient = array(x + bias), case.tensor(9, 5)
+    scale = reference.train_scale(shifted, *affine(layer), EPS)
+    law = reference.train(array(x), *affine(layer), EPS)
+    case.close(y, law, k=1.5 * sums(case, x) + 7, scale=scale)  # as in training, and the rounding of x + b thrice
+    y.backward(gradient)
+    size = reference.train_gradient_scales(shifted, array(gradient), array(layer.weight), EPS)[0].sum(0)
+    case.close(bias.grad, np.zeros(5), k=5.5 * sums(case, x) + 10, scale=size)  # as in the sum of the gradient
+
+
+@claim("batchnorm.network.weight-scale-is-lost")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("c", [0.25, 8.0])  # powers of two, so that scaling rounds nothing
+def test_scale_of_the_weights_is_lost(case, c):
+    layer, linear = case.module(nn.BatchNorm1d, 5, eps=1e-12), case.module(nn.Linear, 7, 5, bias=False)
+    x, gradient = case.tensor(9, 7), case.tensor(9, 5)
+    ys, grads = [], []
+    for scale in (1.0, c):
+        weight = (linear.weight.detach() * scale).requires_grad_()
+        ys.append(y := layer(h := F.linear(x, weight)))
+        y.backward(gradient)
+        grads.append(weight.grad)
+    least = reference.variance(array(h)).min() / max(1, c * c)  # of both passes, for h is that of the scaled weights
+    k = 8 + 3e-12 / least / eps(case.dtype)  # the passes round alike, but eps shifts three roots of the variance
+    case.close(ys[1], array(ys[0]), k=k, scale=reference.train_scale(array(h), *affine(layer), 1e-12))
+    size = reference.train_gradient_scales(array(h) / c, array(gradient), array(layer.weight), 1e-12)[0]
+    case.close(grads[1] * c, array(grads[0]), k=k, scale=size.T @ abs(array(x)))
+
+
+@claim("batchnorm.network.couples-samples")
+def test_output_of_a_sample_depends_on_its_batch(case):
+    layer, sample = case.module(nn.BatchNorm1d, 1, eps=EPS, affine=False), case.tensor_of([[1.0]])
+    spreads = []
+    for n in (4, 256):
+        batches = [torch.cat([sample, case.tensor(n - 1, 1)]) for _ in range(16)]
+        spreads.append(float(torch.stack([layer(x)[0] for x in batches]).std()))
+    assert spreads[0] > 2 * spreads[1] > 0  # the law of large numbers says eight times
+
+
+@claim("batchnorm.network.accumulation-differs")
+def test_micro_batches_are_not_the_large_batch(case):
+    layer, linear, x = case.module(nn.BatchNorm1d, 5), case.module(nn.Linear, 5, 5), case.tensor(16, 5)
+
+    def gradient(chunks, *layers):
+        linear.zero_grad()
+        for chunk in x.chunk(chunks):
+            (nn.Sequential(linear, *layers)(chunk) ** 3).sum().backward()
+        return linear.weight.grad.clone()
+
+    assert torch.allclose(gradient(4), gradient(1), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(gradient(4, layer), gradient(1, layer), rtol=1e-2, atol=1e-2)
+
+
+@claim("batchnorm.network.sigmoid-nearly-linear")
+@axes(dtype=PRECISE)
+def test_sigmoid_is_nearly_linear_around_zero(case):
+    x = case.tensor_of(np.linspace(-1, 1, 65))
+    gap = abs(array(x.sigmoid()) - (0.5 + array(x) / 4))
+    assert (gap <= abs(array(x)) ** 3 / 48 + 2 * eps(case.dtype)).all()
+    assert 0.015 < gap.max() < 0.02
+
+
+@claim("batchnorm.network.sigmoid-gradient-alive")
+def test_normalised_input_keeps_the_sigmoid_alive(case):
+    def slope(x):
+        x = x.detach().requires_grad_()
+        return float(torch.autograd.grad(x.sigmoid().sum(), x)[0].mean())
+
+    x = case.tensor(64, 1, loc=20)
+    assert slope(case.tensor_of([6.0])) < 0.01 * slope(case.tensor_of([0.0]))
+    assert slope(x) < 1e-5
+    assert slope(nn.BatchNorm1d(1).to(x)(x)) > 0.15
+
+
+@claim("batchnorm.network.conditions-least-squares")
+def test_normalised_features_condition_least_squares(case):
+    x = case.tensor_of(case.rng.standard_normal((256, 2)) * [1, 100])
+    before, after = (np.linalg.cond(array(t).T @ array(t)) for t in (x, nn.BatchNorm1d(2).to(x)(x).detach()))
+    assert before > 1000
+    assert after < 4
+
+
+@claim("batchnorm.network.checkpoint-updates-twice")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint_updates_twice(case, reentrant):
+    layer, x = case.module(nn.BatchNorm1d, 5, momentum=0.7), case.tensor(9, 5, requires_grad=True)
+    start, (mean, _) = int(layer.num_batches_tracked), statistics(layer)
+    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+    assert layer.num_batches_tracked == start + 2
+    once, size = (
+        reference.update(m, reference.mean(f(array(x))), 0.7) for m, f in ((mean, np.array), (abs(mean), abs))
+    )
+    law = reference.update(once, reference.mean(array(x)), 0.7)
+    case.close(layer.running_mean, law, k=2 * (sums(case, x) + 5), scale=0.3 * size + 0.7 * abs(array(x)).mean(0))
+
+
+@claim("batchnorm.network.vmap-needs-patching")
+def test_vmap_needs_buffers_taken_away(case):
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(3, 9, 5, loc=1.5)
+    with case.raises(RuntimeError, "batch norm got a batched tensor"):
+        torch.func.vmap(layer)(x)
+    close_to_eval(case, torch.func.vmap(layer.eval())(x)[1], x[1], *statistics(layer), *affine(layer), EPS)
+    torch.func.replace_all_batch_norm_modules_(layer)
+    assert layer.running_mean is layer.running_var is layer.num_batches_tracked is None
+    assert not layer.track_running_stats
+    close_to_train(case, torch.func.vmap(layer.train())(x)[1], x[1], *affine(layer), EPS)
+
+
+@claim("batchnorm.network.fuses-into-the-layer-before")
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_folds_into_the_one_before(case, kind, bias):
+    utils = torch.nn.utils.fusion
+    fuse = getattr(utils, f"fuse_{kind}_bn_eval")
+    first = case.module(nn.Linear, 4, 5, bias=bias) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3, bias=bias)
+    layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(6, 4, *[7] * (kind == "conv"))
+    with case.raises(AssertionError, ""):
+        fuse(first, layer)
+    fused, (h, size) = fuse(first.eval(), layer.eval()), (first(x), magnitudes(first)(x.abs()))
+    law = layer(h)
+    arguments = (array(layer.running_var), *affine(layer), EPS)
+    scale = reference.forward_scale(array(size), abs(array(layer.running_mean)), *arguments)
+    case.close(
+        fused(x), array(law), k=28, scale=scale
+    )  # two passes of at most 13 terms each, and seven roundings twice
+
+
+def magnitudes(layer):
+    """The layer with the magnitudes of its parameters."""
+    import copy
+
+    layer = copy.deepcopy(layer)
+    for parameter in layer.parameters():
+        parameter.data.abs_()
+    return layer
+
+
+@claim("batchnorm.network.update-bn")
+@pytest.mark.parametrize("training", [True, False])
+def test_update_bn_averages_one_pass(case, training):
+    layer = case.module(nn.BatchNorm1d, 5, momentum=0.3).train(training)
+    xs = [case.tensor(8, 5, loc=i) for i in range(4)]
+    with case.unchanged(layer, but=BUFFERS):
+        update_bn(xs, layer)
+    assert (layer.momentum, layer.training) == (0.3, training)
+    assert layer.num_batches_tracked == 4
+    k = 4 * (sums(case, xs[0]) + 5)  # four steps of a sum and five roundings each
+    case.close(layer.running_mean, np.mean([reference.mean(array(x)) for x in xs], axis=0), k=k, scale=4.0)
+    case.close(layer.running_var, np.mean([reference.variance(array(x), 1) for x in xs], axis=0), k=k)
+
+
+@claim("batchnorm.network.old-checkpoint")
+@pytest.mark.parametrize("metadata", [True, False])
+def test_old_checkpoint_loads(case, metadata):
+    layer, old = case.module(nn.BatchNorm1d, 5), case.module(nn.BatchNorm1d, 5).state_dict()
+    counted = int(layer.num_batches_tracked)
+    del old["num_batches_tracked"]
+    if metadata:
+        old._metadata[""]["version"] = 1
+    else:
+        del old._metadata
+    layer.load_state_dict(old, strict=True)
+    assert int(layer.num_batches_tracked) == counted
+    case.same(layer.running_var, old["running_var"])
+    current = case.module(nn.BatchNorm1d, 5).state_dict()
+    del current["num_batches_tracked"]
+    with case.raises(RuntimeError, "missing.*num_batches_tracked"):
+        layer.load_state_dict(current)
+
+
+# -- lazy and synchronised layers --------------------------------------------------------------------------------------
+
+
+@claim("batchnorm.lazy.becomes-regular")
+@inputs
+def test_lazy_layer_becomes_regular(case, cls, shape):
+    layer, x = getattr(nn, f"Lazy{cls.__name__}")(eps=EPS, momentum=0.7), case.tensor(*shape, loc=1.5)
+    first = layer(x)
+    assert type(layer) is cls
+    assert layer.num_features == 5
+    close_to_train(case, first, x, 1.0, 0.0, EPS)
+    close_to_updated(case, layer, (np.zeros(5), np.ones(5)), x, 0.7)
+    assert list(layer.state_dict()) == list(cls(5).state_dict())
+
+
+@claim("batchnorm.lazy.uninitialised")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_lazy_layer_has_no_shapes(case, cls):
+    layer = getattr(nn, f"Lazy{cls.__name__}")()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        with case.raises(RuntimeError, "shape of an uninitialized"):
+            assert getattr(layer, name).shape
+    assert layer.num_batches_tracked == 0
+
+
+@claim("batchnorm.lazy.settings")
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("with_affine", "tracked"), [(True, False), (False, True), (False, False)])
+def test_lazy_layer_keeps_its_settings(case, cls, with_affine, tracked):
+    settings = {"eps": EPS, "momentum": 0.7, "affine": with_affine, "track_running_stats": tracked}
+    layer, x = getattr(nn, f"Lazy{cls.__name__}")(**settings), case.tensor(*dict(INPUTS)[cls], loc=1.5)
+    close_to_train(case, layer(x), x, 1.0, 0.0, EPS)
+    assert {name: getattr(layer, name) for name in settings} == settings
+    assert list(layer.state_dict()) == list(cls(5, **settings).state_dict())
+
+
+@claim("batchnorm.sync.weight-uniform")
+def test_weight_of_sync_batchnorm_starts_at_one(case):
+    assert (nn.SyncBatchNorm(129).weight == 1).all()
+
+
+@claim("batchnorm.sync.single-process")
+@pytest.mark.parametrize("shape", [s for _, s in INPUTS] + [(2, 5, 3, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_sync_batchnorm_of_one_process(case, shape, momentum):
+    layer, x = case.module(nn.SyncBatchNorm, 5, eps=EPS, momentum=momentum), case.tensor(*shape, loc=1.5)
+    before, rate = statistics(layer), momentum or 1 / (int(layer.num_batches_tracked) + 1)
+    with case.unchanged(layer, x=x, but=BUFFERS):
+        close_to_train(case, layer(x), x, *affine(layer), EPS)
+    close_to_updated(case, layer, before, x, rate)
+    with case.unchanged(layer.eval(), x=x):
+        close_to_eval(case, layer(x), x, *statistics(layer), *affine(layer), EPS)
+
+
+@claim("batchnorm.sync.single-process")
+def test_sync_batchnorm_refuses_vectors_and_no_channels(case):
+    with case.raises(ValueError, "at least 2D"):
+        case.module(nn.SyncBatchNorm, 5)(case.tensor(5))
+    with case.raises(ValueError, "channels should be non-zero"):
+        case.module(nn.SyncBatchNorm, 5)(case.tensor(9, 0))
+
+
+@claim("batchnorm.sync.single-process")
+def test_untracked_sync_batchnorm_uses_the_batch(case):
+    layer, x = case.module(nn.SyncBatchNorm, 5, eps=EPS, track_running_stats=False), case.tensor(9, 5, loc=1.5)
+    for training in (True, False):
+        close_to_train(case, layer.train(training)(x), x, *affine(layer), EPS)
+
+
+@claim("batchnorm.sync.convert")
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
+def test_conversion_takes_tensors_and_settings_over(case, settings):
+    old = case.module(nn.BatchNorm2d, 5, eps=EPS, momentum=0.7, **settings)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"inner": old}))
+    found = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    new, names = model[1]["inner"], ("weight", "bias", *sorted(BUFFERS))
+    assert (found is model, type(new), type(model[0])) == (True, nn.SyncBatchNorm, nn.Linear)
+    assert all(getattr(new, name) is getattr(old, name) for name in names)
+    assert (new.num_features, new.eps, new.momentum) == (5, EPS, 0.7)
+    assert (new.affine, new.track_running_stats) == (old.affine, old.track_running_stats)
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(old)) is nn.SyncBatchNorm
+
+
+@claim("batchnorm.sync.convert-keeps-mode")
+@pytest.mark.parametrize("training", [True, False])
+def test_conversion_keeps_the_mode(case, training):
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(5).train(training)).training == training
