@@ -51,9 +51,13 @@ class Axes:
                 raise ValueError(f"no {name} named {unknown[0]!r}; there are {', '.join(known[name])}")
         return cls(**values)
 
-    def points(self, device: str, dtypes: Sequence[str], vias: Sequence[str]) -> Iterator[Point]:
-        """The points of this test on one device, within the dtypes and vias asked for."""
-        chosen = [name for name in self.dtype if name in dtypes] if self.dtype else list(dtypes[:1])
+    def points(self, device: str, dtypes: Sequence[str], able: Sequence[str], vias: Sequence[str]) -> Iterator[Point]:
+        """The points of this test on one device, within the dtypes and vias asked for.
+
+        Where the dtype makes no difference, the first that the device is able to compute in stands for all.
+        """
+        one = [name for name in dtypes if name in able][:1] or list(dtypes[:1])
+        chosen = [name for name in self.dtype if name in dtypes] if self.dtype else one
         for via in vias:
             if via in self.via:
                 for dtype in chosen:

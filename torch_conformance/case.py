@@ -55,7 +55,7 @@ class Case:
     def tensor_of(self, values: Any, *, requires_grad: bool = False, dtype: Any = None) -> torch.Tensor:
         """These values, rounded to the case's dtype, in its layout and on its device; a leaf."""
         made = torch.as_tensor(np.asarray(values)).to(dtype or self.dtype).to(self.device)
-        return lay_out(made, self.layout).detach().requires_grad_(requires_grad)
+        return devices.lay_out(made, self.layout).detach().requires_grad_(requires_grad)
 
     def module(self, cls: Callable[..., M], *args: Any, **kwargs: Any) -> M:
         """The layer in the case's dtype on its device, executed by its via, parameters and buffers randomised."""
@@ -154,24 +154,3 @@ class Case:
 
     def record(self, headroom: float) -> None:
         self.headroom = max(headroom, self.headroom or 0.0)
-
-
-def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values in another memory layout. Raises `Unsupported` where the rank allows none such."""
-    if layout == "contiguous":
-        return tensor
-    if layout == "channels_last":
-        if tensor.ndim not in (4, 5):
-            return tensor
-        return tensor.contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d)
-    if tensor.ndim == 0:
-        return tensor
-    if layout == "transposed":
-        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-    if layout == "strided":
-        padded = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1, dtype=tensor.dtype, device=tensor.device)
-        view = padded[..., 1::2]
-        return view.copy_(tensor)
-    if layout == "expanded":
-        return tensor[:1].expand(tensor.shape)
-    raise ValueError(f"no layout named {layout!r}")

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import importlib.metadata
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from torch_conformance.axes import FLOATING
+from torch_conformance.axes import DTYPES, FLOATING, LAYOUTS, Point
 from torch_conformance.errors import UsageError
+
+ENTRY_POINTS = "torch_conformance.backends"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a device can do; probed, or stated by its backend in ``conformance_profile``."""
+    """What a device can do: probed, or stated by its backend in ``conformance_profile``."""
 
     name: str
     description: str
     dtypes: tuple[str, ...]
+    layouts: tuple[str, ...] = LAYOUTS
+    autograd: bool = True
+    seeded: bool = True
     threads: int | None = None
 
     def header(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
+    @property
+    def lacks(self) -> list[str]:
+        """What a complete device has and this one has not."""
+        missing = [name for name in FLOATING if name not in self.dtypes]
+        missing += [f"layout {name}" for name in LAYOUTS if name not in self.layouts]
+        return (
+            missing + ["autograd"] * (not self.autograd) + ["random numbers that follow the seed"] * (not self.seeded)
+        )
 
-def load_backend(module: str) -> None:
-    """Import the module that registers an out-of-tree device. Raises `UsageError` when it cannot be imported."""
+    def lacking(self, point: Point) -> str | None:
+        """Why no case can run at this point, or nothing."""
+        if point.dtype not in self.dtypes:
+            return f"device {self.name} does not compute in {point.dtype}"
+        if point.layout not in self.layouts:
+            return f"device {self.name} has no layout {point.layout}"
+        return None
+
+
+def load_backend(module: str) -> dict[str, Any]:
+    """Import the module that registers an out-of-tree device, and return the profile that it states, or {}.
+
+    Raises `UsageError` when it cannot be imported or states something unknown.
+    """
     try:
-        importlib.import_module(module)
+        stated = getattr(importlib.import_module(module), "conformance_profile", {})
     except Exception as error:  # a vendor's module may raise anything at import
         raise UsageError(f"--backend {module}: cannot be imported: {type(error).__name__}: {error}") from None
+    if unknown := sorted(set(stated) - {"dtypes", "layouts", "autograd", "seeded", "description"}):
+        raise UsageError(f"--backend {module}: conformance_profile knows no {unknown[0]!r}")
+    return dict(stated)
+
+
+def load_installed(device: str) -> dict[str, Any]:
+    """Load the installed backend that is named like the device in the entry points, if there is one."""
+    wanted = device.partition(":")[0]
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS, name=wanted)
+    return {key: value for entry in found for key, value in load_backend(entry.module).items()}
 
 
 def default_devices() -> list[str]:
@@ -42,37 +79,64 @@ def default_devices() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def probe(name: str) -> Profile:
-    """Ask the device what it can do. Raises `UsageError` for a device that torch cannot use."""
+def probe(name: str, stated: Sequence[dict[str, Any]] = ()) -> Profile:
+    """Ask the device what it can do; what its backend states goes before. Raises `UsageError` if it is absent."""
     try:
         device = torch.device(name)
         torch.ones(1, device=device).cpu()
     except Exception as error:  # each backend has its own way of being absent
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"--device {name}: torch {torch.__version__} cannot use it: {first}") from None
-    return Profile(
-        name=name,
-        description=describe(device),
-        dtypes=tuple(dtype for dtype in FLOATING if computes(device, getattr(torch, dtype))),
-        threads=torch.get_num_threads() if device.type == "cpu" else None,
-    )
+    facts: dict[str, Any] = {
+        "description": describe(device),
+        "dtypes": tuple(dtype for dtype in DTYPES if works(computes, device, getattr(torch, dtype))),
+        "layouts": tuple(layout for layout in LAYOUTS if works(arranges, device, layout)),
+        "autograd": works(differentiates, device),
+        "seeded": works(repeats, device),
+    }
+    for statement in stated:
+        facts.update({key: tuple(value) if isinstance(value, list) else value for key, value in statement.items()})
+    return Profile(name=name, threads=torch.get_num_threads() if device.type == "cpu" else None, **facts)
+
+
+def works(test: Callable[..., bool], *args: Any) -> bool:
+    """Whether the device passes; one that lacks something may raise anything."""
+    try:
+        return bool(test(*args))
+    except Exception:
+        return False
 
 
 def computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product and a sum in the dtype come back from the device as they should."""
-    try:
-        x = torch.tensor([1.5, -2.0, 4.0]).to(device=device, dtype=dtype)
-        return bool(((x * x).cpu() == torch.tensor([2.25, 4.0, 16.0], dtype=dtype)).all())
-    except Exception:  # an unsupported dtype may raise anything
-        return False
+    x = torch.tensor([1.5, -2.0, 4.0]).to(dtype).to(device)
+    return bool(((x * x).cpu() == torch.tensor([2.25, 4.0, 16.0], dtype=dtype)).all())
+
+
+def arranges(device: torch.device, layout: str) -> bool:
+    x = torch.arange(16.0).reshape(2, 2, 2, 2).to(device)
+    return bool((lay_out(x, layout).cpu() == lay_out(x.cpu(), layout)).all())
+
+
+def differentiates(device: torch.device) -> bool:
+    x = torch.tensor([1.5, -2.0]).to(device).requires_grad_()
+    torch.autograd.backward((x * x).sum())
+    return x.grad is not None and bool((x.grad.cpu() == torch.tensor([3.0, -4.0])).all())
+
+
+def repeats(device: torch.device) -> bool:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        drawn.append(torch.rand(4, device=device).cpu())
+    return torch.equal(*drawn)
 
 
 def describe(device: torch.device) -> str:
     module = getattr(torch, device.type, None)
     try:
         return str(module.get_device_name(device))  # type: ignore[union-attr]
-    except Exception:  # many backends have no such function; their type is description enough
-        return device.type
+    except Exception:  # many backends have no such function
+        return platform.machine() if device.type == "cpu" else device.type
 
 
 def synchronise(device: torch.device) -> None:
@@ -82,6 +146,18 @@ def synchronise(device: torch.device) -> None:
         module.synchronize()  # type: ignore[union-attr]
 
 
-def choose_dtypes(profile: Profile, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The dtypes of a run on this device: those asked for, else those of its profile."""
-    return tuple(wanted) or profile.dtypes
+def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The values in another memory layout, where the rank has such a one; ``expanded`` repeats the first row."""
+    if layout == "contiguous" or tensor.ndim == 0:
+        return tensor
+    if layout == "channels_last":
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
+    if layout == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "strided":
+        padded = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1, dtype=tensor.dtype, device=tensor.device)
+        return padded[..., 1::2].copy_(tensor)
+    if layout == "expanded":
+        return tensor[:1].expand(tensor.shape)
+    raise ValueError(f"no layout named {layout!r}")

@@ -116,6 +116,7 @@ class Conformance:
         self.config = config
         self.settings = settings
         self.claims = settings.claims
+        self.profiles = {profile.name: profile for profile in settings.profiles}
         self.is_worker = hasattr(config, "workerinput")
         self.writer: results.Writer | None = None
         if config.option.results and not self.is_worker:
@@ -141,7 +142,7 @@ class Conformance:
         points = [
             point
             for profile in self.settings.profiles
-            for point in axes.points(profile.name, self.settings.dtypes or profile.dtypes, vias)
+            for point in axes.points(profile.name, self.settings.dtypes, profile.dtypes, vias)
             if point.via in self.settings.vias
         ]
         metafunc.parametrize("case", points, indirect=True, ids=str)
@@ -191,14 +192,23 @@ class Conformance:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        names = claims_of(item)
-        if names and not any(self.covers(name) for name in names):
-            import torch
-
+        if reason := self.lacking(item):
             from torch_conformance.case import Unsupported
 
+            raise Unsupported(reason)
+
+    def lacking(self, item: Any) -> str | None:
+        """Why this case cannot run here, known before it is tried: the version, or the device's profile."""
+        import torch
+
+        names = claims_of(item)
+        if not names:
+            return None
+        if not any(self.covers(name) for name in names):
             ranges = " and ".join(sorted({str(self.claims[name].torch) for name in names}))
-            raise Unsupported(f"torch {torch.__version__} is outside the claim's range {ranges}")
+            return f"torch {torch.__version__} is outside the claim's range {ranges}"
+        point: Point = item.callspec.params["case"]
+        return self.profiles[point.device].lacking(point)
 
     def covers(self, name: str) -> bool:
         import torch
@@ -385,7 +395,7 @@ class Conformance:
             entry.source
             for entry in self.settings.deviations
             if self.is_whole()
-            and not self.settings.dtypes
+            and not self.config.option.dtype
             and entry.claim in self.tally.outcomes
             and entry.source not in self.tally.excused
             and entry.speaks_of(torch.__version__)

@@ -70,8 +70,9 @@ class Tally:
     def provenance(self) -> Iterator[str]:
         settings = self.settings
         for profile in settings.profiles:
-            dtypes = settings.dtypes or profile.dtypes
+            dtypes = [name for name in profile.dtypes if name in settings.dtypes]
             yield f"torch {torch.__version__} on {profile.name} ({profile.description}): {', '.join(dtypes)}"
+            yield from (f"  {profile.name} lacks {what}" for what in profile.lacks)
         yield f"via {', '.join(settings.vias)}; seed {settings.seed}; {self.cases} cases of {len(self.outcomes)} claims"
 
     @staticmethod

@@ -71,16 +71,16 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
     known(options.via, VIAS, "--via")
     chapters = claims.load([ROOT / "specs", *own_specs])
     ids = claims.by_id(chapters)
-    for module in options.backend:
-        devices.load_backend(module)
+    stated = [devices.load_backend(module) for module in options.backend]
     torch.set_num_threads(options.threads)
     names = options.device or devices.default_devices()
+    stated += [devices.load_installed(name) for name in names]
     files = [path for path in [ROOT / "deviations.toml"] if path.exists()] + options.deviations
     return Settings(
         chapters=chapters,
         selected=claims.select(ids, options.claim) if options.claim else set(ids),
-        profiles=tuple(devices.probe(name) for name in names),
-        dtypes=tuple(options.dtype),
+        profiles=tuple(devices.probe(name, stated) for name in names),
+        dtypes=tuple(options.dtype) or DTYPES,
         vias=tuple(options.via) or ("eager",),
         seed=options.seed,
         deviations=tuple(entry for path in files for entry in deviations.load(path, ids)),
