@@ -1,0 +1,569 @@
+"""The ways in which checkpoints go wrong: entries lost, shared, cast or loaded where they should not be."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import torch
+from torch import nn
+
+from torch_conformance.mutation import NotApplicable, mutant
+
+Module = nn.Module
+BatchNorm = nn.modules.batchnorm._NormBase
+
+
+def prefer(patch, function, old, new):
+    """The fragment in the spelling of this torch: the first of ``old`` that its source holds."""
+    text = inspect.getsource(function)
+    for fragment, replacement in zip(old, new, strict=True):
+        if fragment in text:
+            return patch.source(function, fragment, replacement)
+    raise NotApplicable(f"{function.__qualname__} holds none of {old}")
+
+
+@mutant("state.dict.content")
+def saves_scratch_buffers(patch):
+    """Saves every buffer, whether it is persistent or not."""
+    patch.source(Module._save_to_state_dict, " and name not in self._non_persistent_buffers_set", "")
+
+
+@mutant("state.dict.content", "state.load.statistics-travel")
+def forgets_buffers(patch):
+    """Saves what an optimizer sees: the parameters alone."""
+    patch.source(Module._save_to_state_dict, "self._buffers.items()", "()")
+
+
+@mutant("state.dict.content")
+def children_first(patch):
+    """Writes the children before the module's own entries."""
+
+    def state_dict(original, module, *args, **kwargs):
+        held = original(module, *args, **kwargs)
+        for key in [key for key in held if "." not in key]:
+            held.move_to_end(key)
+        return held
+
+    patch.wrap(Module, "state_dict", state_dict)
+
+
+@mutant("state.dict.prefix-and-destination")
+def returns_a_fresh_mapping(patch):
+    """Returns a copy of the destination."""
+    patch.wrap(Module, "state_dict", lambda original, m, *a, **kw: copy.copy(original(m, *a, **kw)))
+
+
+@mutant("state.dict.prefix-and-destination")
+def prefix_for_children_alone(patch):
+    """Puts the prefix before the children's names, but not before the module's own."""
+    patch.source(Module._save_to_state_dict, "destination[prefix + name] = param", "destination[name] = param")
+
+
+@mutant("state.dict.snapshot")
+def state_dict_copies(patch):
+    """Clones every entry: the snapshot that many take it for."""
+    patch.source(Module._save_to_state_dict, "param.detach()", "param.detach().clone()")
+
+
+@mutant("state.dict.detached")
+def entries_keep_their_graph(patch):
+    """Hands out the parameters themselves."""
+    patch.source(Module._save_to_state_dict, "param if keep_vars else param.detach()", "param")
+
+
+@mutant("state.dict.detached")
+def keep_vars_forgotten_below(patch):
+    """Does not hand keep_vars on to the children."""
+    patch.source(Module.state_dict, "keep_vars=keep_vars,", "keep_vars=False,") if "keep_vars=keep_vars," in (
+        inspect.getsource(Module.state_dict)
+    ) else patch.source(Module.state_dict, "keep_vars=keep_vars)", "keep_vars=False)")
+
+
+@mutant("state.dict.versions")
+def metadata_of_the_root_alone(patch):
+    """Writes the version of the module that is asked, and of no other."""
+    patch.source(Module.state_dict, 'if hasattr(destination, "_metadata"):', "if not prefix:")
+
+
+@mutant("state.dict.versions")
+def batchnorm_forgets_its_version(patch):
+    """Saves BatchNorm as version 1, which has no counter."""
+    patch.set(BatchNorm, "_version", 1)
+
+
+@mutant("state.dict.tied")
+def tied_entries_once(patch):
+    """Saves a shared tensor once, as safetensors does."""
+
+    def state_dict(original, module, *args, **kwargs):
+        held = original(module, *args, **kwargs)
+        seen = set()
+        for key, value in list(held.items()):
+            if isinstance(value, torch.Tensor) and value.numel() and (value.data_ptr(), value.shape) in seen:
+                del held[key]
+            elif isinstance(value, torch.Tensor):
+                seen.add((value.data_ptr(), value.shape))
+        return held
+
+    patch.wrap(Module, "state_dict", state_dict)
+
+
+@mutant("state.dict.weights-alone", "state.load.in-place")
+def load_clears_gradients(patch):
+    """Drops the gradients of what was loaded, for they are stale."""
+
+    def load(original, module, *args, **kwargs):
+        found = original(module, *args, **kwargs)
+        for parameter in module.parameters():
+            parameter.grad = None
+        return found
+
+    patch.wrap(Module, "load_state_dict", load)
+
+
+@mutant("state.dict.weights-alone")
+def load_unfreezes(patch):
+    """Lets loaded parameters require grad."""
+
+    def load(original, module, *args, **kwargs):
+        found = original(module, *args, **kwargs)
+        for parameter in module.parameters():
+            parameter.requires_grad_()
+        return found
+
+    patch.wrap(Module, "load_state_dict", load)
+
+
+@mutant("state.dict.extra-state")
+def extra_state_not_restored(patch):
+    """Saves the extra state and does not hand it back."""
+    patch.source(Module._load_from_state_dict, "self.set_extra_state(", "(")
+
+
+@mutant("state.dict.extra-state")
+def extra_state_optional(patch):
+    """Does not miss an extra state that is not there."""
+    patch.source(Module._load_from_state_dict, "missing_keys.append(extra_state_key)", "pass")
+
+
+@mutant("state.load.strict", "state.load.not-strict", "state.load.hooks")
+def missing_keys_pass(patch):
+    """Does not miss anything."""
+    patch.source(Module._load_from_state_dict, "missing_keys.append(key)", "pass")
+
+
+@mutant("state.load.strict", "state.load.not-strict")
+def unexpected_keys_pass_below(patch):
+    """Looks for unexpected keys among the module's own names, not among those with a dot."""
+    patch.source(Module._load_from_state_dict, "if input_name[0] not in self._modules:", "if False:")
+
+
+@mutant("state.load.strict")
+def strict_off_by_default(patch):
+    """Takes what fits and says nothing."""
+
+    def load(original, module, state_dict, strict=False, *args, **kwargs):
+        return original(module, state_dict, strict, *args, **kwargs)
+
+    patch.wrap(Module, "load_state_dict", load)
+
+
+@mutant("state.load.not-strict")
+def not_strict_reports_nothing(patch):
+    """Returns empty lists when it is not strict."""
+
+    def load(original, module, state_dict, strict=True, **kwargs):
+        found = original(module, state_dict, strict, **kwargs)
+        return type(found)([], [])
+
+    patch.wrap(Module, "load_state_dict", load)
+
+
+@mutant("state.load.size-mismatch")
+def shapes_broadcast(patch):
+    """Lets copy_ broadcast a smaller tensor."""
+    patch.source(Module._load_from_state_dict, "input_param.shape != param.shape", "False")
+
+
+@mutant("state.load.size-mismatch")
+def compares_sizes_only(patch):
+    """Compares the number of elements, as a flat checkpoint would."""
+
+    def load(original, module, state_dict, prefix, *rest):
+        for name, parameter in module._parameters.items():
+            given = state_dict.get(prefix + name)
+            if parameter is not None and torch.is_tensor(given) and given.numel() == parameter.numel():
+                state_dict[prefix + name] = given.reshape(parameter.shape)
+        return original(module, state_dict, prefix, *rest)
+
+    patch.wrap(Module, "_load_from_state_dict", load)
+
+
+@mutant("state.load.one-element-for-scalar")
+def old_scalars_refused(patch):
+    """Drops the compatibility with torch 0.3."""
+    patch.source(Module._load_from_state_dict, "input_param = input_param[0]", "pass")
+
+
+@mutant("state.load.bad-input")
+def takes_pairs(patch):
+    """Makes a mapping of whatever dict() takes."""
+    prefer(
+        patch,
+        Module.load_state_dict,
+        ("if not isinstance(state_dict, Mapping):", "if not isinstance(state_dict, dict):"),
+        ("if False:", "if False:"),
+    )
+
+
+@mutant("state.load.bad-input")
+def skips_what_is_no_tensor(patch):
+    """Passes over entries that are no tensors."""
+    patch.source(
+        Module._load_from_state_dict,
+        "error_msgs.append(\n                    f'While copying",
+        "str(\n                    f'While copying",
+    ) if (
+        "error_msgs.append(\n                    f'While copying" in inspect.getsource(Module._load_from_state_dict)
+    ) else patch.wrap(Module, "_load_from_state_dict", without_others)
+
+
+def without_others(original, module, state_dict, *rest):
+    for key in [key for key, value in state_dict.items() if isinstance(value, list)]:
+        del state_dict[key]
+    return original(module, state_dict, *rest)
+
+
+@mutant("state.load.none-is-unexpected")
+def names_of_none_pass(patch):
+    """Knows a registered name, whether anything stands behind it or not."""
+    patch.source(
+        Module._load_from_state_dict,
+        "elif input_name[0] not in local_state:",
+        "elif input_name[0] not in {**self._parameters, **self._buffers}:",
+    )
+
+
+@mutant("state.load.in-place", "state.load.casts")
+def load_replaces_parameters(patch):
+    """Puts new parameters in the place of the old ones."""
+    patch.source(
+        Module._load_from_state_dict,
+        "param.copy_(input_param)",
+        "setattr(self, name, type(param)(input_param.clone()) if name in self._parameters else input_param.clone())",
+    )
+
+
+@mutant("state.load.casts")
+def load_truncates(patch):
+    """Cuts values off at fewer bits instead of rounding them."""
+    patch.source(
+        Module._load_from_state_dict,
+        "param.copy_(input_param)",
+        "param.copy_(input_param.half() if param.is_floating_point() else input_param)",
+    )
+
+
+@mutant("state.load.not-atomic")
+def load_checks_first(patch):
+    """Checks everything before it copies anything."""
+
+    def load(original, module, state_dict, *args, **kwargs):
+        before = copy.deepcopy(dict(module.state_dict()))
+        try:
+            return original(module, state_dict, *args, **kwargs)
+        except RuntimeError:
+            original(module, before, strict=False)
+            raise
+
+    patch.wrap(Module, "load_state_dict", load)
+
+
+@mutant("state.load.assign")
+def assign_copies(patch):
+    """Ignores assign."""
+    if "assign" not in inspect.signature(Module.load_state_dict).parameters:
+        raise NotApplicable("load_state_dict has no assign")
+    patch.wrap(
+        Module, "load_state_dict", lambda original, m, state, strict=True, assign=False: original(m, state, strict)
+    )
+
+
+@mutant("state.load.assign")
+def assign_takes_requires_grad(patch):
+    """Takes requires_grad over with the tensor."""
+    patch.source(Module._load_from_state_dict, "input_param.requires_grad_(param.requires_grad)", "pass")
+
+
+@mutant("state.load.given-dict-untouched")
+def load_consumes_the_dict(patch):
+    """Lets hooks work on the caller's own mapping, and takes out what was loaded."""
+
+    def load(original, module, state_dict, *args, **kwargs):
+        found = original(module, state_dict, *args, **kwargs)
+        if isinstance(state_dict, dict):
+            state_dict.clear()
+        return found
+
+    patch.wrap(Module, "load_state_dict", load)
+
+
+@mutant("state.load.hooks")
+def load_pre_hooks_sleep(patch):
+    """Does not run the hooks that run before loading."""
+    patch.source(Module._load_from_state_dict, "self._load_state_dict_pre_hooks.values()", "()")
+
+
+@mutant("state.load.hooks")
+def load_post_hooks_see_copies(patch):
+    """Hands the post-hooks copies of the lists."""
+    patch.source(
+        Module.load_state_dict,
+        "_IncompatibleKeys(missing_keys, unexpected_keys)\n            for",
+        "_IncompatibleKeys(list(missing_keys), list(unexpected_keys))\n            for",
+    ) if "unexpected_keys)\n            for" in inspect.getsource(Module.load_state_dict) else patch.source(
+        Module.load_state_dict, "hook(module, incompatible_keys)", "hook(module, type(incompatible_keys)([], []))"
+    )
+
+
+@mutant("state.dict.hooks")
+def state_dict_hooks_at_the_root(patch):
+    """Runs the hooks of the module that is asked, not those of its children."""
+    patch.source(
+        Module.state_dict,
+        "in self._state_dict_hooks.values()",
+        "in (() if prefix.count('.') > 1 else self._state_dict_hooks.values())",
+    )
+
+
+@mutant("state.dict.hooks")
+def pre_hooks_after(patch):
+    """Runs the pre-hooks when the entries are written already."""
+
+    def state_dict(original, module, *args, **kwargs):
+        hooks = dict(module._state_dict_pre_hooks)
+        module._state_dict_pre_hooks.clear()
+        held = original(module, *args, **kwargs)
+        module._state_dict_pre_hooks.update(hooks)
+        for hook in hooks.values():
+            hook(module, kwargs.get("prefix", ""), kwargs.get("keep_vars", False))
+        return held
+
+    patch.wrap(Module, "state_dict", state_dict)
+
+
+@mutant("state.load.old-batchnorm")
+def counter_required(patch):
+    """Wants the counter of every version."""
+    patch.source(BatchNorm._load_from_state_dict, "version < 2", "False")
+
+
+@mutant("state.load.old-batchnorm")
+def counter_of_old_files_made_up(patch):
+    """Supposes that an old file had counted one batch."""
+
+    def load(original, module, state_dict, prefix, *rest):
+        state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(1))
+        return original(module, state_dict, prefix, *rest)
+
+    patch.wrap(BatchNorm, "_load_from_state_dict", load)
+
+
+@mutant("state.load.statistics-travel", "state.file.model-round-trip")
+def variance_loaded_as_deviation(patch):
+    """Takes the running variance for a standard deviation, as converters from other frameworks did."""
+
+    def load(original, module, state_dict, prefix, *rest):
+        original(module, state_dict, prefix, *rest)
+        with torch.no_grad():
+            module.running_var.sqrt_()
+
+    patch.wrap(BatchNorm, "_load_from_state_dict", load)
+
+
+# -- Files ---------------------------------------------------------------------------------------------------------
+
+
+def on_load(patch, change):
+    """Apply ``change`` to every tensor that comes out of torch.load."""
+
+    def visit(value):
+        if isinstance(value, torch.Tensor):
+            return change(value)
+        if isinstance(value, dict):
+            for key in list(value):
+                value[key] = visit(value[key])
+        elif isinstance(value, list):
+            value[:] = [visit(each) for each in value]
+        return value
+
+    patch.wrap(torch, "load", lambda original, *args, **kwargs: visit(original(*args, **kwargs)))
+
+
+@mutant("state.file.round-trip")
+def flushes_subnormals(patch):
+    """Flushes subnormal numbers to zero on the way."""
+
+    def flush(x):
+        if not x.is_floating_point():
+            return x
+        return torch.where(x.abs() < torch.finfo(x.dtype).tiny, x * 0, x) if x.is_contiguous() else x
+
+    on_load(patch, flush)
+
+
+@mutant("state.file.round-trip")
+def loads_contiguous(patch):
+    """Forgets the strides."""
+    on_load(patch, lambda x: x if x.requires_grad else x.contiguous())
+
+
+@mutant("state.file.model-round-trip")
+def saves_half(patch):
+    """Saves in bfloat16, to spare space."""
+    on_load(patch, lambda x: x.bfloat16().to(x.dtype) if x.is_floating_point() and x.is_leaf else x)
+
+
+@mutant("state.file.container-and-metadata")
+def metadata_lost(patch):
+    """Makes a plain dict of what it loads."""
+    patch.wrap(
+        torch, "load", lambda original, *a, **kw: (lambda v: dict(v) if isinstance(v, dict) else v)(original(*a, **kw))
+    )
+
+
+@mutant("state.file.container-and-metadata")
+def parameters_become_tensors(patch):
+    """Loads parameters as plain tensors."""
+    on_load(patch, lambda x: x.detach().requires_grad_(x.requires_grad) if isinstance(x, nn.Parameter) else x)
+
+
+@mutant("state.file.name-irrelevant")
+def looks_at_the_extension(patch):
+    """Accepts the usual extensions alone."""
+
+    def save(original, what, f, *args, **kwargs):
+        if isinstance(f, str) and not f.endswith((".pt", ".pth")):
+            raise ValueError(f"unknown extension: {f}")
+        return original(what, f, *args, **kwargs)
+
+    patch.wrap(torch, "save", save)
+
+
+@mutant("state.file.leaves")
+def requires_grad_lost(patch):
+    """Loads everything frozen."""
+    on_load(patch, lambda x: x.requires_grad_(False) if x.is_leaf else x.detach())
+
+
+@mutant("state.file.shared-storage")
+def every_tensor_by_itself(patch):
+    """Writes each tensor by itself."""
+    on_load(patch, lambda x: x.clone() if not x.requires_grad else x)
+
+
+@mutant("state.file.shared-storage")
+def views_saved_compactly(patch):
+    """Saves of a view what is seen alone."""
+    patch.wrap(
+        torch, "save", lambda original, x, *a, **kw: original(x.clone() if isinstance(x, torch.Tensor) else x, *a, **kw)
+    )
+
+
+@mutant("state.file.legacy-format")
+def legacy_always_zip(patch):
+    """Has no other format than the zip file."""
+    patch.wrap(torch, "save", lambda original, what, f, **kw: original(what, f))
+
+
+@mutant("state.file.memory-mapped")
+def mmap_off_by_a_block(patch):
+    """Maps the file from the wrong place: a shift of one element."""
+
+    def load(original, *args, mmap=None, **kwargs):
+        loaded = original(*args, mmap=mmap, **kwargs)
+        return {key: value.roll(1) for key, value in loaded.items()} if mmap else loaded
+
+    patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.map-location")
+def map_location_ignored(patch):
+    """Loads everything to where it was."""
+    patch.wrap(torch, "load", lambda original, f, map_location=None, **kw: original(f, **kw))
+
+
+@mutant("state.file.weights-only", "state.file.weights-only-default")
+def weights_only_ignored(patch):
+    """Unpickles everything, trustful."""
+
+    def load(original, f, *args, weights_only=None, **kwargs):
+        return original(f, *args, weights_only=False, **kwargs)
+
+    patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.weights-only-default")
+def pickles_by_default(patch):
+    """Keeps the default of before 2.6."""
+
+    def load(original, f, *args, weights_only=False, **kwargs):
+        return original(f, *args, weights_only=weights_only, **kwargs)
+
+    patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.pickles-by-default", "state.file.whole-module")
+def unpickling_wakes_modules(patch):
+    """Puts modules that it unpickles in training mode."""
+
+    def load(original, *args, **kwargs):
+        loaded = original(*args, **kwargs)
+        return loaded.train() if isinstance(loaded, Module) else loaded
+
+    patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.safe-globals")
+def safe_globals_for_ever(patch):
+    """Keeps what the block allowed when the block has ended."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        raise NotApplicable("torch has no safe_globals")
+    patch.set(torch.serialization.safe_globals, "__exit__", lambda self, *error: None)
+    patch.stack.callback(torch.serialization.clear_safe_globals)
+
+
+@mutant("state.file.missing-or-foreign")
+def empty_file_is_none(patch):
+    """Returns None for a file without content."""
+
+    def load(original, f, *args, **kwargs):
+        if isinstance(f, io.BytesIO) and not f.getvalue():
+            return None
+        return original(f, *args, **kwargs)
+
+    patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.missing-or-foreign")
+def missing_file_is_a_runtime_error(patch):
+    """Reports a missing file as an error of its own archive reader."""
+
+    def load(original, *args, **kwargs):
+        try:
+            return original(*args, **kwargs)
+        except FileNotFoundError as error:
+            raise pickle.UnpicklingError(str(error)) from None
+
+    patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.resume")
+def optimizer_state_not_restored(patch):
+    """Restores the options of the groups, but not the moments."""
+
+    def load(original, optimizer, state_dict):
+        return original(optimizer, {**state_dict, "state": {}})
+
+    patch.wrap(torch.optim.Optimizer, "load_state_dict", load)
