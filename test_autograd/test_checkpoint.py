@@ -1,0 +1,442 @@
+"""torch.utils.checkpoint: the same outputs and gradients for less memory, and where the two variants differ."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import checkpoint as module
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from torch_conformance.axes import FLOATING
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+pytestmark = [axes(via="eager"), pytest.mark.filterwarnings("ignore:None of the inputs")]
+both = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+
+
+def network(case, *layers):
+    return case.module(nn.Sequential, nn.Linear(3, 5), nn.Tanh(), *layers, nn.Linear(5, 2))
+
+
+def gradients(net, x):
+    """All gradients there are, taken away from the network and its input."""
+    found = {name: t.grad for name, t in [*net.named_parameters(), ("input", x)]}
+    for tensor in [*net.parameters(), x]:
+        tensor.grad = None
+    return found
+
+
+@claim("checkpoint.gradient.equals-plain")
+@axes(dtype=FLOATING, via="eager")
+@both
+def test_outputs_and_gradients_are_those_without_it(case, reentrant):
+    net, x, g = network(case), case.tensor(7, 3, requires_grad=True), case.tensor(7, 2)
+    plain = net(x)
+    plain.backward(g)
+    expected = gradients(net, x)
+    y = checkpoint(net, x, use_reentrant=reentrant)
+    case.same(y.detach(), plain.detach())
+    y.backward(g)
+    for name, found in gradients(net, x).items():
+        case.same(found, expected[name])
+
+
+@claim("checkpoint.gradient.accumulates")
+@both
+def test_gradients_accumulate(case, reentrant):
+    x = case.tensor(5, requires_grad=True)
+    for _ in range(2):
+        checkpoint(torch.square, x, use_reentrant=reentrant).sum().backward()
+    case.close(x.grad, 4 * array(x), k=1)
+
+
+@claim("checkpoint.gradient.several-inputs-and-outputs")
+@both
+def test_several_inputs_and_outputs(case, reentrant):
+    x, y, constant = (case.tensor(3, requires_grad=r) for r in (True, True, False))
+
+    def function(x, word, y, constant):
+        assert word == "word"
+        return x * y * constant, 5, (y + constant).exp()
+
+    product, number, power = checkpoint(function, x, "word", y, constant, use_reentrant=reentrant)
+    assert number == 5
+    (product.sum() + power.sum()).backward()
+    vx, vy, vc = array(x), array(y), array(constant)
+    case.close(x.grad, vy * vc, k=2)
+    case.close(y.grad, vx * vc + np.exp(vy + vc), k=6, scale=abs(vx * vc) + np.exp(vy + vc) * (1 + abs(vy) + abs(vc)))
+    assert constant.grad is None
+
+
+@claim("checkpoint.memory.saves-only-inputs")
+@both
+def test_only_inputs_are_saved(case, reentrant):
+    saved, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        return x.sin().sin().sin().sin()
+
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        function(x)
+        plain = len(saved)
+        saved.clear()
+        y = checkpoint(function, x, use_reentrant=reentrant)
+    assert plain == 4
+    assert sum(t.numel() for t in saved) <= x.numel()
+    assert all(torch.equal(t.detach(), x.detach()) for t in saved if t.numel())
+    y.sum().backward()
+    assert x.grad is not None
+
+
+@claim("checkpoint.memory.recomputes-once")
+@both
+def test_the_function_runs_again_once_in_backward(case, reentrant):
+    calls, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        calls.append(torch.is_grad_enabled())
+        return x.exp().sin()
+
+    y = checkpoint(function, x, use_reentrant=reentrant)
+    assert calls == [not reentrant]
+    y.sum().backward()
+    assert calls == [not reentrant, True]
+
+
+@claim("checkpoint.rng.same-mask")
+@both
+def test_dropout_draws_the_same_mask_again(case, reentrant):
+    x = case.tensor_of(np.ones(101), requires_grad=True)
+    y = checkpoint(nn.Dropout(0.3), x, use_reentrant=reentrant)
+    torch.rand(7)
+    y.sum().backward()
+    case.same(x.grad, y.detach())  # of ones, mask times scale is both result and gradient
+
+
+@claim("checkpoint.rng.left-as-it-was")
+@both
+def test_recomputing_leaves_the_generator_as_it_was(case, reentrant):
+    x = case.tensor(101, requires_grad=True)
+    before = torch.get_rng_state()
+    y = checkpoint(nn.Dropout(0.3), x, use_reentrant=reentrant)
+    assert not torch.equal(before, torch.get_rng_state())
+    with case.unchanged(x=x, but={"x.grad"}):
+        y.sum().backward()
+
+
+@claim("checkpoint.rng.not-preserved")
+@both
+def test_without_preserving_the_mask_is_another(case, reentrant):
+    x = case.tensor_of(np.ones(101), requires_grad=True)
+    y = checkpoint(nn.Dropout(0.3), x, use_reentrant=reentrant, preserve_rng_state=False)
+    before = torch.get_rng_state()
+    y.sum().backward()
+    assert not torch.equal(x.grad, y.detach())
+    assert not torch.equal(before, torch.get_rng_state())
+
+
+@claim("checkpoint.batchnorm.updates-twice")
+@both
+def test_batch_norm_updates_its_statistics_twice(case, reentrant):
+    layer, x = case.module(nn.BatchNorm1d, 3, momentum=0.3).train(), case.tensor(7, 3, requires_grad=True)
+    before, count = array(layer.running_mean).copy(), int(layer.num_batches_tracked)
+    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+    assert int(layer.num_batches_tracked) == count + 2
+    mean = array(x).mean(0)
+    once = 0.7 * before + 0.3 * mean
+    size = abs(before) + abs(array(x)).mean(0)
+    case.close(
+        layer.running_mean, 0.7 * once + 0.3 * mean, k=12, scale=size
+    )  # sums of seven, five steps in two updates
+
+
+@claim("checkpoint.autocast.is-restored")
+@both
+def test_the_recomputation_runs_under_the_same_autocast(case, reentrant):
+    seen, x = [], case.tensor(3, 3, requires_grad=True, dtype=torch.float32)
+
+    def function(x):
+        y = x @ x
+        seen.append(y.dtype)
+        return y.exp()
+
+    with torch.autocast(case.device.type, dtype=torch.bfloat16):
+        y = checkpoint(function, x, use_reentrant=reentrant)
+    y.float().sum().backward()
+    assert seen == [torch.bfloat16, torch.bfloat16]
+
+
+@claim("checkpoint.grad-mode.nothing-recorded")
+@both
+def test_under_no_grad_it_is_a_plain_call(case, reentrant):
+    x = case.tensor(3, requires_grad=True)
+    with torch.no_grad():
+        y = checkpoint(torch.exp, x, use_reentrant=reentrant)
+    assert not y.requires_grad
+    case.same(y, x.detach().exp())
+
+
+@claim("checkpoint.error.passes-on")
+@both
+def test_an_error_in_the_function_passes_on(case, reentrant):
+    def function(x):
+        raise KeyError("mine")
+
+    with case.raises(KeyError, "mine"):
+        checkpoint(function, case.tensor(3, requires_grad=True), use_reentrant=reentrant)
+
+
+# -- where the variants differ ---------------------------------------------------------------------------------------
+
+
+@claim("checkpoint.variant.reentrant-by-default")
+def test_the_default_warns_and_is_reentrant(case):
+    x = case.tensor(3, requires_grad=True)
+    with pytest.warns(UserWarning, match="use_reentrant parameter should be passed explicitly"):
+        y = checkpoint(torch.exp, x)
+    assert type(y.grad_fn).__name__ == "CheckpointFunctionBackward"
+    with pytest.warns(UserWarning, match="use_reentrant"):
+        checkpoint_sequential([torch.exp, torch.sin], 2, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint(torch.exp, x, use_reentrant=False)
+        checkpoint(torch.exp, x, use_reentrant=True)
+
+
+@claim("checkpoint.variant.autograd-grad")
+def test_only_the_non_reentrant_variant_works_with_autograd_grad(case):
+    x = case.tensor(3, requires_grad=True)
+    (found,) = torch.autograd.grad(checkpoint(torch.square, x, use_reentrant=False).sum(), x)
+    case.close(found, 2 * array(x), k=1)
+    with case.raises(RuntimeError, r"(incompatible|not compatible) with \.grad\(\)"):
+        torch.autograd.grad(checkpoint(torch.square, x, use_reentrant=True).sum(), x)
+    with case.raises(RuntimeError, "incompatible|not compatible"):
+        checkpoint(torch.square, x, use_reentrant=True).sum().backward(inputs=[x])
+
+
+@claim("checkpoint.variant.input-without-requires-grad")
+def test_the_reentrant_variant_needs_an_input_that_requires_grad(case):
+    layer, x = case.module(nn.Linear, 3, 2), case.tensor(4, 3)
+    with pytest.warns(UserWarning, match="None of the inputs have requires_grad=True"):
+        y = checkpoint(layer, x, use_reentrant=True)
+    assert not y.requires_grad
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    case.close(layer.weight.grad, np.tile(array(x).sum(0), (2, 1)), k=4, scale=abs(array(x)).sum(0))
+
+
+@claim("checkpoint.variant.output-without-requires-grad")
+def test_the_reentrant_variant_needs_an_output_that_requires_grad(case):
+    x = case.tensor(3, requires_grad=True)
+    with case.raises(RuntimeError, "none of output has requires_grad"):
+        checkpoint(lambda x: x.detach() * 2, x, use_reentrant=True).sum().backward()
+    assert not checkpoint(lambda x: x.detach() * 2, x, use_reentrant=False).requires_grad
+
+
+@claim("checkpoint.variant.keyword-arguments")
+def test_only_the_non_reentrant_variant_takes_keyword_arguments(case):
+    x, y = case.tensor(3, requires_grad=True), case.tensor(3, requires_grad=True)
+    checkpoint(lambda x, *, factor: x * factor, x, factor=y, use_reentrant=False).sum().backward()
+    case.same(x.grad, y.detach())
+    case.same(y.grad, x.detach())
+    with case.raises(ValueError, "Unexpected keyword arguments: factor"):
+        checkpoint(lambda x, *, factor: x * factor, x, factor=y, use_reentrant=True)
+
+
+@claim("checkpoint.variant.nested-structures")
+def test_tensors_in_structures_get_gradients_in_the_non_reentrant_variant(case):
+    x = case.tensor(3, requires_grad=True)
+    checkpoint(lambda d: d["x"][0] * 2, {"x": [x]}, use_reentrant=False).sum().backward()
+    case.same(x.grad, torch.full_like(x, 2))
+
+
+@claim("checkpoint.variant.retain-graph")
+@both
+def test_a_retained_graph_is_recomputed_for_every_backward(case, reentrant):
+    calls, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        calls.append(1)
+        return x.exp()
+
+    y = checkpoint(function, x, use_reentrant=reentrant).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert len(calls) == 3
+    case.close(x.grad, 2 * np.exp(array(x)), k=3)
+    with case.raises(RuntimeError, "second time|already.*freed|unpack.*twice|has already been"):
+        y.backward()
+
+
+@claim("checkpoint.variant.double-backward")
+def test_the_non_reentrant_variant_can_be_differentiated_twice(case):
+    x = case.tensor(3, requires_grad=True)
+    y = checkpoint(lambda x: x**3, x, use_reentrant=False)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    case.close(second, 6 * array(x), k=4)
+
+
+@claim("checkpoint.variant.early-stop")
+def test_the_non_reentrant_variant_stops_when_it_has_what_it_needs(case):
+    events, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        y = x.sin().exp()
+        events.append("end")
+        return y + 1
+
+    def run(reentrant):
+        events.clear()
+        checkpoint(function, x, use_reentrant=reentrant).sum().backward()
+        return len(events)
+
+    assert run(reentrant=False) == 1
+    assert run(reentrant=True) == 2
+    with module.set_checkpoint_early_stop(False):
+        y = checkpoint(function, x, use_reentrant=False)
+    events.clear()
+    y.sum().backward()
+    assert events == ["end"]
+    assert run(reentrant=False) == 1
+
+
+@claim("checkpoint.variant.nests")
+def test_the_non_reentrant_variant_nests(case):
+    x = case.tensor(5, requires_grad=True)
+
+    def inner(x):
+        return x.sin().exp()
+
+    def outer(x):
+        return checkpoint(inner, x.cos(), use_reentrant=False).square()
+
+    checkpoint(outer, x, use_reentrant=False).sum().backward()
+    nested, x.grad = x.grad, None
+    inner(x.cos()).square().sum().backward()
+    case.same(nested, x.grad)
+
+
+# -- determinism -----------------------------------------------------------------------------------------------------
+
+
+def changing(*results):
+    """A function that does something else at every call."""
+    steps = iter(results)
+    return lambda x: next(steps)(x)
+
+
+@claim("checkpoint.determinism.metadata")
+def test_another_shape_in_the_recomputation_is_noticed(case):
+    function = changing(lambda x: x.exp(), lambda x: x[:2].exp())
+    y = checkpoint(function, case.tensor(3, requires_grad=True), use_reentrant=False)
+    with case.raises((RuntimeError, AssertionError), "different metadata"):
+        y.sum().backward()
+
+
+@claim("checkpoint.determinism.number")
+@pytest.mark.parametrize("more", [True, False])
+def test_another_number_of_saved_tensors_is_noticed(case, more):
+    results = [lambda x: x.exp(), lambda x: x.sin().sin().exp()]
+    function = changing(*(results if more else results[::-1]))
+    with module.set_checkpoint_early_stop(False):
+        y = checkpoint(function, case.tensor(3, requires_grad=True), use_reentrant=False)
+    with case.raises((RuntimeError, AssertionError), "different number of tensors|more tensors during recomputation"):
+        y.sum().backward()
+
+
+@claim("checkpoint.determinism.switched-off")
+def test_the_check_can_be_switched_off(case):
+    x = case.tensor(3, requires_grad=True)
+    function = changing(lambda x: x.double().exp(), lambda x: x.exp())
+    y = checkpoint(function, x, use_reentrant=False, determinism_check="none")
+    y.sum().backward()
+    case.close(x.grad, np.exp(array(x)), k=2)
+    with case.raises(ValueError, "determinism_check"):
+        checkpoint(torch.exp, x, use_reentrant=False, determinism_check="sometimes")
+
+
+@claim("checkpoint.determinism.values-are-not-checked")
+def test_other_values_go_unnoticed(case):
+    x = case.tensor(3, requires_grad=True)
+    function = changing(lambda x: x.exp(), lambda x: (x + 1).exp())
+    checkpoint(function, x, use_reentrant=False).sum().backward()
+    case.close(x.grad, np.exp(array(x) + 1), k=2, scale=np.exp(array(x) + 1) * (2 + abs(array(x))))  # the sum rounds
+
+
+@claim("checkpoint.context.of-forward-and-recomputation")
+def test_context_fn_gives_a_context_to_each_run(case):
+    events, x = [], case.tensor(3, requires_grad=True)
+
+    class Named:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            events.append(self.name)
+
+        def __exit__(self, *_):
+            events.append("end")
+
+    y = checkpoint(torch.exp, x, use_reentrant=False, context_fn=lambda: (Named("forward"), Named("recompute")))
+    assert events == ["forward", "end"]
+    y.sum().backward()
+    assert events == ["forward", "end", "recompute", "end"]
+    with case.raises(ValueError, "context_fn"):
+        checkpoint(torch.exp, x, use_reentrant=True, context_fn=lambda: (Named(""), Named("")))
+
+
+# -- sequential ------------------------------------------------------------------------------------------------------
+
+
+@claim("checkpoint.sequential.equals-plain")
+@both
+@pytest.mark.parametrize("segments", [1, 2, 3, 5])
+def test_sequential_is_the_plain_sequence(case, reentrant, segments):
+    net = network(case, nn.LayerNorm(5), nn.Tanh())
+    x, g = case.tensor(7, 3, requires_grad=True), case.tensor(7, 2)
+    plain = net(x)
+    plain.backward(g)
+    expected = gradients(net, x)
+    for functions in (net, list(net)):
+        y = checkpoint_sequential(functions, segments, x, use_reentrant=reentrant)
+        case.same(y.detach(), plain.detach())
+        y.backward(g)
+        for name, found in gradients(net, x).items():
+            case.same(found, expected[name])
+
+
+@claim("checkpoint.sequential.last-segment-is-plain")
+@both
+def test_all_segments_but_the_last_run_again(case, reentrant):
+    calls, x = [], case.tensor(3, requires_grad=True)
+
+    def named(i):
+        return lambda x: calls.append(i) or x.exp() * 0.1
+
+    y = checkpoint_sequential([named(i) for i in range(5)], 2, x, use_reentrant=reentrant)
+    assert calls == [0, 1, 2, 3, 4]
+    y.sum().backward()
+    assert calls[5:] == [0, 1]
+
+
+@claim("checkpoint.sequential.preserves-rng")
+@both
+@pytest.mark.parametrize("preserve", [True, False])
+def test_sequential_hands_on_preserve_rng_state(case, reentrant, preserve):
+    x = case.tensor_of(np.ones(101), requires_grad=True)
+    y = checkpoint_sequential(
+        [nn.Dropout(0.3), nn.Identity()], 2, x, use_reentrant=reentrant, preserve_rng_state=preserve
+    )
+    torch.rand(7)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()) == preserve
+
+
+@claim("checkpoint.sequential.unknown-argument")
+def test_sequential_refuses_unknown_arguments(case):
+    with case.raises((ValueError, TypeError), "Unexpected keyword arguments: factor"):
+        checkpoint_sequential([torch.exp], 1, case.tensor(3), use_reentrant=False, factor=2)
