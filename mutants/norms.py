@@ -90,6 +90,21 @@ class Skewed(torch.autograd.Function):
         return g * ctx.factor, None
 
 
+class Stagnant(torch.autograd.Function):
+    """A bias broadcast to (N, C, *), whose gradient is added up one by one in its own dtype."""
+
+    @staticmethod
+    def forward(ctx, bias, shape):
+        return bias.reshape(-1, *[1] * (len(shape) - 2)).expand(shape)
+
+    @staticmethod
+    def backward(ctx, g):
+        total = torch.zeros_like(g[0].flatten(1)[:, 0])
+        for column in g.transpose(0, 1).flatten(1).unbind(1):
+            total = total + column
+        return total, None
+
+
 class Once(torch.autograd.Function):
     """The identity, whose backward cuts the graph: a layer that can be differentiated only once."""
 
@@ -164,7 +179,7 @@ def layer_norm_ignores_strides(patch):
     layer_norm(patch, change)
 
 
-@mutant("norms.layernorm.formula", "norms.layernorm.mixed-dtypes")
+@mutant("norms.common.sums-in-float32")
 def layer_norm_sums_in_bfloat16(patch):
     """Holds the statistics of bfloat16 and float16 in the input's dtype instead of float32."""
 
@@ -179,6 +194,19 @@ def layer_norm_sums_in_bfloat16(patch):
         return affine((x - mean) / (square + eps).sqrt(), weight, bias).to(x.dtype)
 
     layer_norm(patch, change)
+
+
+@mutant("norms.common.gradient-sums-in-float32")
+def group_norm_sums_gradients_in_bfloat16(patch):
+    """Adds up the gradient of the bias in the dtype of the parameter, as LayerNorm does on the CPU."""
+
+    def change(original, x, groups, weight, bias, eps):
+        if bias is None or x.element_size() > 2:
+            return original(x, groups, weight, bias, eps)
+        wide = Stagnant.apply(bias, x.shape)
+        return original(x, groups, weight, None, eps) + wide
+
+    group_norm(patch, change)
 
 
 @mutant("norms.layernorm.rows-and-columns")

@@ -17,7 +17,7 @@ def test_layer_norm_by_hand():
 
 
 def test_rms_norm_by_hand():
-    assert np.array_equal(norms.rms_norm(np.array([[1.0, 7.0]]), 1, 0.0, np.ones(2)), [[0.2, 1.4]])
+    assert np.allclose(norms.rms_norm(np.array([[1.0, 7.0]]), 1, 0.0, np.ones(2)), [[0.2, 1.4]], rtol=1e-15)
 
 
 def test_groups_are_neighbours():

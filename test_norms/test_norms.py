@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from specs.reference import norms as reference
-from torch_conformance.axes import FLOATING, PRECISE
-from torch_conformance.checks import array
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
+from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
 
 LAYERS = {
@@ -57,6 +57,36 @@ def test_a_nan_is_not_swallowed(case, name, value):
     y = layer(x)
     assert y[0, 1, 2].isnan()
     assert not y[1].isnan().any()
+
+
+LONG = 4099  # terms; added up one by one in bfloat16, ones never pass 256, in float16 never 2048
+
+
+@claim("norms.common.sums-in-float32")
+@axes(dtype=REDUCED, layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("name", ["layer_norm", "group_norm", "instance_norm", "rms_norm"])
+def test_long_sums_are_held_in_float32(case, name):
+    x, groups = case.tensor(2, 2, LONG, 1, loc=1), 2 if name in ("group_norm", "instance_norm") else 1
+    if not hasattr(F, name):
+        raise case.unsupported(f"this torch has no {name}")
+    options = {"layer_norm": [x.shape[1:]], "group_norm": [2], "instance_norm": [], "rms_norm": [x.shape[1:]]}[name]
+    y = case.function(getattr(F, name))(x, *options, eps=0.3)
+    law = {"centred": name != "rms_norm"}
+    expected = reference.over_groups(lambda *a: reference.standardise(*a, **law)[0], groups, array(x), eps=0.3)
+    scale = reference.over_groups(lambda *a: reference.magnitude(*a, **law), groups, array(x), eps=0.3)
+    case.close(y, expected, k=reference.roundings(2 * LONG, eps(case.dtype)), scale=scale)
+
+
+@claim("norms.common.gradient-sums-in-float32")
+@axes(dtype=REDUCED)
+@pytest.mark.parametrize("cls", [nn.LayerNorm, nn.GroupNorm])
+def test_long_sums_of_gradients_are_held_in_float32(case, cls):
+    x = case.tensor(LONG, 2) if cls is nn.LayerNorm else case.tensor(1, 2, LONG)
+    layer = case.module(cls, 2) if cls is nn.LayerNorm else case.module(cls, 1, 2)
+    g = case.tensor_of(1 + case.rng.uniform(size=x.shape))
+    layer(x).backward(g)
+    every = (0,) if cls is nn.LayerNorm else (0, 2)
+    case.close(layer.bias.grad, array(g).sum(every), k=reference.roundings(LONG, eps(case.dtype)))
 
 
 @claim("norms.normalize.formula")

@@ -1,0 +1,184 @@
+"""Embedding and EmbeddingBag: rows of a weight looked up, and the gradients that they get."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from specs.reference import linear as reference
+from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+IDS = [[1, 4, 4], [2, 4, 0]]
+
+
+def indices(case, values=IDS, dtype=torch.int64):
+    return torch.tensor(values, dtype=dtype, device=case.device)
+
+
+@claim("linear.embedding.lookup")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize("values", [3, [], [4, 0], IDS], ids=str)
+def test_looks_up_rows_bit_by_bit(case, values, kind):
+    layer, ids = case.module(nn.Embedding, 6, 5), indices(case, values, kind)
+    case.same(layer(ids), layer.weight.detach()[ids.long()])
+
+
+@claim("linear.embedding.one-hot")
+@axes(dtype=PRECISE)
+def test_is_a_linear_map_of_one_hot_vectors(case):
+    layer, ids = case.module(nn.Embedding, 6, 5), indices(case)
+    hot = F.one_hot(ids, 6).to(case.dtype)
+    case.close(F.linear(hot, layer.weight.t()), array(layer(ids)), k=0)
+
+
+@claim("linear.embedding.gradient")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize(("sparse", "by_frequency"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("padding", [None, 4, -6])
+def test_rows_add_up_their_gradients(case, padding, sparse, by_frequency):
+    layer = case.module(nn.Embedding, 6, 5, padding_idx=padding, scale_grad_by_freq=by_frequency, sparse=sparse)
+    g = case.tensor(2, 3, 5)
+    layer(indices(case)).backward(g)
+    law = np.array(IDS), 6, padding, by_frequency
+    found = layer.weight.grad.to_dense() if sparse else layer.weight.grad
+    scale = reference.embedding_gradient(abs(array(g)), *law)
+    case.close(found, reference.embedding_gradient(array(g), *law), k=3, scale=scale)  # three terms and a quotient
+
+
+@claim("linear.embedding.padding-starts-at-zero")
+@pytest.mark.parametrize("padding", [0, 4, -1])
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+def test_the_padding_row_starts_at_zero_and_may_be_changed(case, cls, padding):
+    layer = cls(6, 5, padding_idx=padding, device=case.device)
+    assert layer.padding_idx == padding % 6
+    assert not layer.weight[padding].any()
+    assert layer.weight[[row for row in range(6) if row != padding % 6]].all()
+
+
+@claim("linear.embedding.padding-is-looked-up")
+def test_the_padding_row_is_looked_up_like_any_other(case):
+    layer = case.module(nn.Embedding, 6, 5, padding_idx=4)
+    case.same(layer(indices(case, [4])), layer.weight.detach()[4:5])
+
+
+@claim("linear.embedding.max-norm")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_the_forward_shortens_the_rows_it_looks_up(case, p, training):
+    layer = case.module(nn.Embedding, 6, 5, max_norm=0.9, norm_type=p).train(training)
+    with torch.no_grad():
+        layer.weight[0] *= 1e-3
+        before = array(layer.weight.clone())
+        layer(indices(case))
+    used, after = [1, 2, 4], array(layer.weight)
+    assert (after[[0, 3, 5]] == before[[0, 3, 5]]).all()  # short, and not looked up
+    # the factor is max_norm / (norm + 1e-7), a guard against zero that the documentation does not mention
+    k = 10 + 1e-7 / 0.9 / torch.finfo(case.dtype).eps
+    case.close(layer.weight[used], reference.bounded(before[used], 0.9, p), k=k)
+
+
+@claim("linear.embedding.sparse")
+def test_sparse_gradient_is_refused_by_adam_only(case):
+    layer = case.module(nn.Embedding, 6, 5, sparse=True)
+    layer(indices(case)).sum().backward()
+    assert layer.weight.grad.is_sparse
+    for optimizer in (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad):
+        optimizer(layer.parameters(), lr=0.1).step()
+    with case.raises(RuntimeError, "does not support sparse"):
+        torch.optim.Adam(layer.parameters(), lr=0.1).step()
+
+
+@claim("linear.embedding.from-pretrained")
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+def test_from_pretrained_holds_the_very_weights_frozen(case, cls):
+    weight = case.tensor(6, 5)
+    layer = cls.from_pretrained(weight)
+    assert not layer.weight.requires_grad
+    assert cls.from_pretrained(weight, freeze=False).weight.requires_grad
+    assert layer.weight.data_ptr() == weight.data_ptr()
+    assert (layer.num_embeddings, layer.embedding_dim) == (6, 5)
+
+
+@claim("linear.embedding.index-error")
+@pytest.mark.parametrize("index", [6, -1])
+def test_an_index_outside_is_refused(case, index):
+    if case.device.type != "cpu":
+        raise case.unsupported("an accelerator reports a bad index by a failed assertion that ends its context")
+    with case.raises(IndexError, "out of range"):
+        case.module(nn.Embedding, 6, 5)(indices(case, [0, index]))
+
+
+@claim("linear.embedding.padding-error")
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("padding", [6, -7])
+def test_a_padding_row_outside_is_refused(case, cls, padding):
+    with case.raises(AssertionError, "padding_idx must be within"):
+        cls(6, 5, padding_idx=padding)
+
+
+@claim("linear.embeddingbag.formula")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_are_reduced_and_empty_ones_are_zero(case, mode, last):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=last)
+    ids, starts = [1, 4, 4, 2, 4, 0, 3], [0, 3, 3, 5]
+    y = layer(indices(case, ids), indices(case, starts + [7] * last))
+    law = np.array(ids), np.array(starts), mode, np.ones(7)
+    scale = reference.bags(abs(array(layer.weight)), *law)
+    case.close(y, reference.bags(array(layer.weight), *law), k=0 if mode == "max" else 3, scale=scale)  # three terms
+
+
+@claim("linear.embeddingbag.like-embedding")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_one_length_are_reduced_embeddings(case, mode):
+    layer, ids, g = (
+        case.module(nn.EmbeddingBag, 6, 5, mode=mode),
+        indices(case, [[1, 4, 3], [2, 4, 0]]),
+        case.tensor(2, 5),
+    )
+    rows = F.embedding(ids, layer.weight)
+    plain = rows.max(1).values if mode == "max" else getattr(rows, mode)(1)
+    (expected,) = torch.autograd.grad(plain, layer.weight, g, retain_graph=True)
+    y = layer(ids)
+    y.backward(g)
+    case.close(y, array(plain), k=3, scale=abs(array(rows)).sum(1))  # three terms, twice
+    case.close(layer.weight.grad, array(expected), k=4, scale=abs(array(g)).sum(0))  # and a quotient
+
+
+@claim("linear.embeddingbag.weights")
+@axes(dtype=PRECISE)
+def test_per_sample_weights_scale_the_rows(case):
+    layer, ids, starts = case.module(nn.EmbeddingBag, 6, 5, mode="sum"), [1, 4, 4, 2], [0, 3]
+    factors, g = case.tensor(4, requires_grad=True), case.tensor(2, 5)
+    y = layer(indices(case, ids), indices(case, starts), factors)
+    law = np.array(ids), np.array(starts), "sum"
+    scale = reference.bags(abs(array(layer.weight)), *law, abs(array(factors)))
+    case.close(y, reference.bags(array(layer.weight), *law, array(factors)), k=4, scale=scale)  # three products
+    y.backward(g)
+    rows, up = array(layer.weight)[ids], array(g)[[0, 0, 0, 1]]
+    case.close(factors.grad, (rows * up).sum(1), k=5, scale=(abs(rows) * abs(up)).sum(1))  # five products
+
+
+@claim("linear.embeddingbag.padding-left-out")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_the_padding_row_is_left_out_of_the_bag(case, mode):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, padding_idx=4)
+    y = layer(indices(case, [1, 4, 2, 4, 4]), indices(case, [0, 3]))
+    expected = reference.bags(array(layer.weight), np.array([1, 2]), np.array([0, 2]), mode, np.ones(2))
+    case.close(y, expected, k=2, scale=abs(array(layer.weight)).sum(0))  # a sum and a quotient
+
+
+@claim("linear.embeddingbag.weights-need-sum")
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_per_sample_weights_need_the_sum(case, mode):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode)
+    with case.raises(NotImplementedError, "per_sample_weights.*mode"):
+        layer(indices(case), per_sample_weights=case.tensor(2, 3))
