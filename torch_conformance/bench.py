@@ -354,7 +354,10 @@ def compare_kernels(
     )  # fmt: skip
     started, load = time.monotonic(), _load()
     with contextlib.ExitStack() as cleanup:
-        comparison.run(started + budget_seconds, cleanup)
+        try:
+            comparison.run(started + budget_seconds, cleanup)
+        except WorkerFailed as failure:
+            raise UsageError(f"{failure}; it has to import torch and to run on {device!r}") from failure
     return BenchResult(
         *comparison.about, comparison.results, comparison.missing, comparison.limits,
         build_warnings(*comparison.about), threshold, resolution, family, comparison.done,
@@ -412,10 +415,7 @@ class _Comparison:
         return launch
 
     def _begin(self, launch: Launch) -> None:
-        try:
-            self.about = launch.greetings()
-        except WorkerFailed as failure:
-            raise UsageError(f"{failure}; is torch installed there?") from failure
+        self.about = launch.greetings()
         self.cpu = launch.settle(self.cpus)
 
     def _measure_all(self, launch: Launch) -> None:
