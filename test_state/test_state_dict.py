@@ -278,7 +278,7 @@ def test_values_are_cast_to_the_module(case, given):
     same_state(case, held, kept)
     for key, value in model.state_dict().items():
         if value.is_floating_point():
-            case.close(value, array(held[key]), k=0.5)  # one rounding to nearest
+            case.close(value, array(held[key]), k=0.65)  # half an eps for one rounding to nearest
     assert int(model.num_batches_tracked) == int(held["num_batches_tracked"])
 
 

@@ -1,0 +1,617 @@
+"""The ways in which modules go wrong: things not registered, not found, cast too much or not restored."""
+
+import copy
+import inspect
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, stateless
+
+from torch_conformance.mutation import NotApplicable, mutant
+
+Module = nn.Module
+module_file = nn.modules.module
+containers = nn.modules.container
+
+
+def fragment(patch, function, *choices):
+    """Replace the first fragment that this torch's source holds; each choice is ``(old, new)``."""
+    text = inspect.getsource(inspect.unwrap(function))
+    for old, new in choices:
+        if old in text:
+            return patch.source(function, old, new)
+    raise NotApplicable(f"{function.__qualname__} holds none of {choices}")
+
+
+@mutant("module.register.by-assignment")
+def tensors_become_parameters(patch):
+    """Registers any tensor that is assigned."""
+
+    def assign(original, module, name, value):
+        plain = type(value) is torch.Tensor and name not in module.__dict__.get("_buffers", ())
+        original(module, name, nn.Parameter(value) if plain else value)
+
+    patch.wrap(Module, "__setattr__", assign)
+
+
+@mutant("module.register.by-assignment", "module.names.order")
+def names_sorted(patch):
+    """Yields names in alphabetical order, as a framework with sorted trees does."""
+
+    def members(original, module, *args, **kwargs):
+        return iter(sorted(original(module, *args, **kwargs), key=lambda pair: pair[0]))
+
+    patch.wrap(Module, "_named_members", members)
+
+
+@mutant("module.register.reassignment")
+def old_attribute_shadows(patch):
+    """Leaves the plain attribute in place, which then hides the parameter."""
+    patch.source(Module.__setattr__, "del d[name]", "d.get(name)")
+
+
+@mutant("module.register.reassignment", "module.register.deletion")
+def non_persistent_for_ever(patch):
+    """Remembers that a name was not persistent when the buffer is long gone."""
+    patch.source(Module.__setattr__, "d.discard(name)", "pass")
+    patch.source(Module.__delattr__, "self._non_persistent_buffers_set.discard(name)", "pass")
+
+
+@mutant("module.register.none")
+def none_unregisters(patch):
+    """Takes None for del."""
+
+    def assign(original, module, name, value):
+        original(module, name, value)
+        if value is None:
+            module._parameters.pop(name, None)
+            module._buffers.pop(name, None)
+
+    patch.wrap(Module, "__setattr__", assign)
+
+
+@mutant("module.register.deletion")
+def deletion_leaves_children(patch):
+    """Sets a child to None instead of taking it off."""
+    patch.source(Module.__delattr__, "del self._modules[name]", "self._modules[name] = None")
+
+
+@mutant("module.register.wrong-kind")
+def any_value_for_a_parameter(patch):
+    """Lets a plain attribute hide a parameter."""
+    patch.source(Module.__setattr__, "elif params is not None and name in params:", "elif False:")
+
+
+@mutant("module.register.wrong-kind")
+def any_value_for_a_child(patch):
+    """Lets a plain attribute hide a child."""
+    patch.source(Module.__setattr__, "elif modules is not None and name in modules:", "elif False:")
+
+
+@mutant("module.register.bad-names")
+def dots_in_names(patch):
+    """Takes names with dots, which nobody can find again."""
+    for function in (Module.register_parameter, Module.register_buffer, Module.add_module):
+        patch.source(function, '"." in name', "False")
+
+
+@mutant("module.register.bad-names")
+def names_taken_twice(patch):
+    """Registers a name that stands for something else already."""
+    for function in (Module.register_parameter, Module.register_buffer, Module.add_module):
+        patch.source(function, "hasattr(self, name)", "False")
+
+
+@mutant("module.register.bad-values")
+def parameters_from_tensors(patch):
+    """Makes a parameter of whatever tensor is registered as one."""
+
+    def register(original, module, name, param):
+        original(module, name, nn.Parameter(param) if type(param) is torch.Tensor else param)
+
+    patch.wrap(Module, "register_parameter", register)
+
+
+@mutant("module.register.bad-values")
+def non_leaves_as_parameters(patch):
+    """Registers tensors that have a history."""
+    patch.source(Module.register_parameter, "elif param.grad_fn:", "elif False:")
+
+
+@mutant("module.register.before-init")
+def registers_made_when_needed(patch):
+    """Makes the registers when the first name comes, so that a forgotten __init__ goes unnoticed."""
+
+    def assign(original, module, name, value):
+        if "_parameters" not in module.__dict__:
+            Module.__init__(module)
+        original(module, name, value)
+
+    patch.wrap(Module, "__setattr__", assign)
+
+
+@mutant("module.register.buffer-class")
+def buffers_always_persistent(patch):
+    """Does not ask a Buffer whether it is persistent."""
+    patch.source(Module.__setattr__, "persistent = value.persistent", "persistent = True")
+
+
+@mutant("module.names.order")
+def recurse_ignored(patch):
+    """Recurses whatever it is told."""
+    patch.source(Module._named_members, "if recurse", "if True")
+
+
+@mutant("module.names.order")
+def prefix_ignored_by_buffers(patch):
+    """Hands the prefix on for parameters, not for buffers."""
+
+    def named(original, module, prefix="", recurse=True, *rest, **kwargs):
+        return original(module, "", recurse, *rest, **kwargs)
+
+    patch.wrap(Module, "named_buffers", named)
+
+
+@mutant("module.names.shared-once", "module.cast.parameters-kept")
+def shared_twice(patch):
+    """Yields what is shared as often as it has names."""
+    fragment(patch, Module._named_members, ("v in memo", "False"))
+
+
+@mutant("module.names.modules", "module.names.order")
+def children_first(patch):
+    """Yields a module after its descendants."""
+
+    def modules(original, module, memo=None, prefix="", remove_duplicate=True):
+        found = list(original(module, memo, prefix, remove_duplicate))
+        return iter(found[1:] + found[:1])
+
+    patch.wrap(Module, "named_modules", modules)
+
+
+@mutant("module.names.modules")
+def children_twice(patch):
+    """Yields a child under each of its names."""
+    patch.source(Module.named_children, "module not in memo", "True")
+
+
+@mutant("module.names.get")
+def get_takes_any_kind(patch):
+    """Finds by name whatever stands there."""
+    patch.source(Module.get_submodule, "not isinstance(mod, torch.nn.Module)", "False")
+    patch.source(Module.get_buffer, "buffer_name not in mod._buffers", "False")
+
+
+@mutant("module.names.get")
+def get_parameter_takes_any_kind(patch):
+    """Takes a buffer for a parameter."""
+    patch.source(Module.get_parameter, "not isinstance(param, torch.nn.Parameter)", "False")
+
+
+@mutant("module.names.set-submodule")
+def set_submodule_at_the_root(patch):
+    """Puts the module at the last part of its name, in the root."""
+    if not hasattr(Module, "set_submodule"):
+        raise NotApplicable("Module has no set_submodule")
+
+    def put(module, target, new, strict=False):
+        setattr(module, target.rpartition(".")[2], new)
+
+    patch.set(Module, "set_submodule", put)
+
+
+@mutant("module.apply.children-first")
+def apply_from_the_root(patch):
+    """Starts with the module itself."""
+
+    def apply(module, fn):
+        fn(module)
+        for child in module.children():
+            child.apply(fn)
+        return module
+
+    patch.set(Module, "apply", apply)
+
+
+@mutant("module.cast.floating-alone")
+def casts_integers(patch):
+    """Casts integer buffers along."""
+    for name in ("half", "bfloat16", "float", "double"):
+        text = inspect.getsource(getattr(Module, name))
+        patch.source(getattr(Module, name), "if t.is_floating_point() else t", "") if "else t)" in text else None
+
+
+@mutant("module.cast.floating-alone")
+def casts_parameters_alone(patch):
+    """Forgets the buffers."""
+    patch.source(Module._apply, "self._buffers.items()", "()")
+
+
+@mutant("module.cast.type-casts-everything")
+def type_spares_integers(patch):
+    """Treats type() as to()."""
+    patch.wrap(Module, "type", lambda original, module, dtype: module.to(dtype))
+
+
+@mutant("module.cast.integer-refused")
+def integers_accepted(patch):
+    """Casts to integers: nothing happens to what is floating, or worse."""
+
+    def to(original, module, *args, **kwargs):
+        if args and args[0] is torch.int64:
+            return module._apply(lambda t: t.long() if not t.requires_grad else t)
+        return original(module, *args, **kwargs)
+
+    patch.wrap(Module, "to", to)
+
+
+@mutant("module.cast.parameters-kept")
+def casts_replace_parameters(patch):
+    """Makes new parameters, as torch.__future__ allows and the docstring of cuda says."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    patch.stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
+
+
+@mutant("module.cast.parameters-kept")
+def gradients_not_cast(patch):
+    """Drops the gradients of what is cast."""
+
+    def apply(original, module, *args, **kwargs):
+        for parameter in module.parameters():
+            parameter.grad = None
+        return original(module, *args, **kwargs)
+
+    patch.wrap(Module, "_apply", apply)
+
+
+@mutant("module.cast.memory-format")
+def memory_format_ignored(patch):
+    """Reads device and dtype, and forgets the memory format."""
+    fragment(patch, Module.to, ("convert_to_format is not None and", "False and"))
+
+
+@mutant("module.cast.to-empty")
+def to_empty_thaws(patch):
+    """Lets empty parameters require grad, whether the old ones did or not."""
+
+    def to_empty(original, module, **kwargs):
+        found = original(module, **kwargs)
+        for parameter in module.parameters():
+            parameter.requires_grad_()
+        return found
+
+    patch.wrap(Module, "to_empty", to_empty)
+
+
+@mutant("module.freeze.requires-grad")
+def freezes_one_level(patch):
+    """Freezes the module's own parameters, not those below."""
+    patch.source(Module.requires_grad_, "self.parameters()", "self.parameters(recurse=False)")
+
+
+@mutant("module.freeze.requires-grad")
+def thaws_never(patch):
+    """Takes False for the default."""
+    patch.set(Module.requires_grad_, "__defaults__", (False,))
+
+
+@mutant("module.zero-grad.scope")
+def zero_grad_skips_frozen(patch):
+    """Passes over parameters that do not require grad."""
+    patch.source(Module.zero_grad, "if p.grad is not None:", "if p.grad is not None and p.requires_grad:")
+
+
+@mutant("module.zero-grad.scope")
+def zero_grad_one_level(patch):
+    """Clears the module's own parameters, not those below."""
+    patch.source(Module.zero_grad, "self.parameters()", "self.parameters(recurse=False)")
+
+
+@mutant("module.zero-grad.none-or-zeros")
+def zero_grad_keeps_the_graph(patch):
+    """Fills with zeros what still hangs on its graph."""
+    patch.source(Module.zero_grad, "p.grad.detach_()", "p.grad.requires_grad_(False) if p.grad.is_leaf else None")
+    patch.source(Module.zero_grad, "p.grad.zero_()", "p.grad.data.zero_()")
+
+
+@mutant("module.zero-grad.none-or-zeros")
+def zero_grad_always_none(patch):
+    """Sets None whatever it is told."""
+    patch.source(Module.zero_grad, "if set_to_none:", "if True:")
+
+
+@mutant("module.zero-grad.default-none", "module.zero-grad.default-zeros")
+def zero_grad_other_default(patch):
+    """Takes the default of the other side of 2.0."""
+    patch.set(Module.zero_grad, "__defaults__", tuple(not default for default in Module.zero_grad.__defaults__))
+
+
+@mutant("module.containers.sequential")
+def sequential_skips_its_first(patch):
+    """Runs a parallel sum of its modules' first two: the loop forgets to hand outputs on."""
+
+    def forward(original, module, x):
+        for child in module:
+            y = child(x) if x.shape[-1] == getattr(child, "in_features", x.shape[-1]) else x
+        return y if len(module) else x
+
+    patch.wrap(nn.Sequential, "forward", forward)
+
+
+@mutant("module.containers.sequential")
+def deletion_leaves_holes(patch):
+    """Does not renumber what follows a deleted module."""
+    fragment(
+        patch,
+        nn.Sequential.__delitem__,
+        ("self._modules = OrderedDict(", "OrderedDict("),
+    )
+
+
+@mutant("module.containers.sequential")
+def insert_after(patch):
+    """Inserts one place too late."""
+    patch.source(
+        nn.Sequential.insert, "self._modules[str(index)] = module", "self._modules[str(min(index + 1, n))] = module"
+    )
+
+
+@mutant("module.containers.sequential-sum")
+def sums_copy(patch):
+    """Copies the modules of a sum."""
+    patch.wrap(nn.Sequential, "__mul__", lambda original, module, times: copy.deepcopy(original(module, times)))
+
+
+@mutant("module.containers.module-list")
+def pop_returns_a_copy(patch):
+    """Leaves the popped module in the list."""
+    patch.wrap(nn.ModuleList, "pop", lambda original, module, key: module[key])
+
+
+@mutant("module.containers.module-list")
+def list_insert_overwrites(patch):
+    """Writes over the module that stands at the place."""
+    patch.set(nn.ModuleList, "insert", lambda module, index, new: module._modules.update({str(index): new}))
+
+
+@mutant("module.containers.module-dict")
+def plain_dicts_sorted(patch):
+    """Sorts the keys of a plain dict, as torch did before dicts were ordered."""
+
+    def update(original, module, modules):
+        original(module, dict(sorted(modules.items())) if type(modules) is dict else modules)
+
+    patch.wrap(nn.ModuleDict, "update", update)
+
+
+@mutant("module.containers.parameter-list")
+def tensors_stay_tensors(patch):
+    """Keeps tensors as they come, so that no optimizer sees them."""
+    patch.source(
+        nn.ParameterList.__setitem__, "isinstance(param, torch.Tensor) and not isinstance(param, Parameter)", "False"
+    )
+
+
+@mutant("module.containers.parameter-dict")
+def keys_never_sorted(patch):
+    """Keeps the order of a plain dict, as the other container does."""
+    patch.source(nn.ParameterDict.update, "sorted(parameters.items())", "parameters.items()")
+
+
+@mutant("module.containers.parameter-dict")
+def dict_tensors_stay_tensors(patch):
+    """Keeps tensors as they come."""
+    patch.source(
+        nn.ParameterDict.__setitem__, "isinstance(value, torch.Tensor) and not isinstance(value, Parameter)", "False"
+    )
+
+
+@mutant("module.copy.deep")
+def copies_are_shallow(patch):
+    """Shares the parameters of a copy with the original."""
+    patch.set(nn.Parameter, "__deepcopy__", lambda parameter, memo: parameter)
+
+
+@mutant("module.copy.deep")
+def copies_untie(patch):
+    """Forgets in a copy which parameters were the same."""
+
+    def duplicate(parameter, memo):
+        return type(parameter)(parameter.data.clone(), parameter.requires_grad)
+
+    patch.set(nn.Parameter, "__deepcopy__", duplicate)
+
+
+@mutant("module.functional-call.replaces", "module.functional-call.buffers")
+def functional_call_copies_values(patch):
+    """Copies the values into the module and leaves them there."""
+
+    def call(original, module, given, args=None, kwargs=None, **options):
+        given = {k: v for d in given for k, v in d.items()} if isinstance(given, tuple) else given
+        with torch.no_grad():
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if name in given:
+                    tensor.copy_(given[name])
+        return module(*(args if isinstance(args, tuple) else (args,)), **(kwargs or {}))
+
+    if not hasattr(torch, "func"):
+        raise NotApplicable("torch has no torch.func")
+    patch.wrap(torch.func, "functional_call", call)
+
+
+@mutant("module.functional-call.replaces")
+def functional_call_forgets_to_restore(patch):
+    """Restores the module after a success alone."""
+    if not hasattr(torch, "func"):
+        raise NotApplicable("torch has no torch.func")
+
+    def call(original, module, given, *args, **kwargs):
+        try:
+            return original(module, given, *args, **kwargs)
+        except RuntimeError:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.zero_()
+            raise
+
+    patch.wrap(torch.func, "functional_call", call)
+
+
+@mutant("module.functional-call.buffers")
+def functional_call_drops_updates(patch):
+    """Works on clones of the buffers given."""
+    if not hasattr(torch, "func"):
+        raise NotApplicable("torch has no torch.func")
+
+    def call(original, module, given, *args, **kwargs):
+        given = {k: v.clone() for k, v in given.items()} if isinstance(given, dict) else given
+        return original(module, given, *args, **kwargs)
+
+    patch.wrap(torch.func, "functional_call", call)
+
+
+@mutant("module.functional-call.tied")
+def ties_ignored(patch):
+    """Replaces the named one of two tied parameters alone."""
+    fragment(
+        patch,
+        stateless._untie_named_tensors_map,
+        ("tied_names_map.setdefault(", "({}).setdefault("),
+        ("for tied_names in all_tied_names", "for tied_names in ()"),
+    )
+
+
+@mutant("module.functional-call.strict")
+def strict_means_nothing(patch):
+    """Does not look at strict."""
+
+    def call(original, *args, strict=False, **kwargs):
+        return original(*args, **kwargs)
+
+    if not hasattr(torch, "func"):
+        raise NotApplicable("torch has no torch.func")
+    patch.wrap(torch.func, "functional_call", call)
+
+
+@mutant("module.parametrize.computed", "module.parametrize.chain")
+def first_parametrization_alone(patch):
+    """Applies nothing but the last part of a chain to the original."""
+
+    def forward(original, parts):
+        if not parts.is_tensor or len(parts) < 1:
+            return original(parts)
+        return parts[len(parts) - 1](parts.original.detach() + 0 * parts.original)
+
+    patch.wrap(parametrize.ParametrizationList, "forward", forward)
+
+
+@mutant("module.parametrize.assignment")
+def right_inverse_in_the_wrong_order(patch):
+    """Inverts the parametrizations first to last."""
+    patch.source(parametrize.ParametrizationList.right_inverse, "reversed(self)", "list(self)")
+
+
+@mutant("module.parametrize.cached")
+def cache_outlives_its_block(patch):
+    """Keeps the cache when the block has ended."""
+    patch.source(parametrize.cached, "_cache = {}", "pass")
+    patch.stack.callback(lambda: setattr(parametrize, "_cache", {}))
+
+
+@mutant("module.parametrize.cached")
+def cache_never_fills(patch):
+    """Computes the tensor at each access, cache or not."""
+    patch.source(
+        parametrize._get_parametrized if hasattr(parametrize, "_get_parametrized") else parametrize._inject_property,
+        "_cache[key] = tensor",
+        "pass",
+    )
+
+
+@mutant("module.parametrize.removal")
+def removal_keeps_the_original(patch):
+    """Always leaves the original."""
+
+    def remove(original, module, name, leave_parametrized=True):
+        return original(module, name, False)
+
+    patch.wrap(parametrize, "remove_parametrizations", remove)
+
+
+@mutant("module.parametrize.removal")
+def removal_swaps(patch):
+    """Mixes up which of the two is to stay."""
+
+    def remove(original, module, name, leave_parametrized=True):
+        return original(module, name, not leave_parametrized)
+
+    patch.wrap(parametrize, "remove_parametrizations", remove)
+
+
+@mutant("module.parametrize.checked")
+def never_checks(patch):
+    """Trusts every parametrization."""
+
+    def register(original, module, name, part, *, unsafe=False):
+        return original(module, name, part, unsafe=True)
+
+    patch.wrap(parametrize, "register_parametrization", register)
+
+
+@mutant("module.parametrize.mode-of-host")
+def parametrizations_always_train(patch):
+    """Leaves a parametrization in training mode."""
+    patch.source(
+        parametrize.register_parametrization, "parametrization.train(module.training)", "parametrization.train()"
+    )
+
+
+@mutant("module.weight-norm.formula", "module.weight-norm.gradient")
+def weight_norm_over_everything(patch):
+    """Takes one length for the whole weight."""
+
+    def forward(original, part, g, v):
+        return g * v / v.norm()
+
+    patch.wrap(parametrizations._WeightNorm, "forward", forward)
+
+
+@mutant("module.weight-norm.gradient")
+def weight_norm_takes_the_length_for_constant(patch):
+    """Does not differentiate through the length."""
+
+    def forward(original, part, g, v):
+        return original(part, g, v).detach() + g * (v - v.detach()) / v.detach().norm() + 0 * g
+
+    patch.wrap(parametrizations._WeightNorm, "forward", forward)
+
+
+@mutant("module.spectral-norm.formula", "module.spectral-norm.gradient")
+def spectral_norm_by_frobenius(patch):
+    """Divides by the Frobenius norm."""
+
+    def forward(original, part, weight):
+        if part.training:
+            original(part, weight)
+        return weight / weight.norm()
+
+    patch.wrap(parametrizations._SpectralNorm, "forward", forward)
+
+
+@mutant("module.spectral-norm.iterates-in-training")
+def spectral_norm_iterates_always(patch):
+    """Iterates in eval mode too."""
+    patch.source(parametrizations._SpectralNorm.forward, "if self.training:", "if True:")
+
+
+@mutant("module.spectral-norm.iterates-in-training")
+def spectral_norm_iterates_once(patch):
+    """Runs one iteration, whatever was asked for."""
+    patch.source(parametrizations._SpectralNorm.forward, "self.n_power_iterations", "1")
+
+
+@mutant("module.spectral-norm.gradient")
+def sigma_taken_for_constant(patch):
+    """Does not differentiate through the singular value."""
+    patch.source(parametrizations._SpectralNorm.forward, "weight / sigma", "weight / sigma.detach()")
