@@ -1,0 +1,356 @@
+"""Function transforms and compilers: what they make of modes, buffers, random numbers and gradients."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_conformance.axes import PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+pytestmark = axes(via="eager")  # transforms are the subject here, so no other way of executing is laid upon them
+func = getattr(torch, "func", None)  # since torch 2.0
+
+
+def fresh(case, layer):
+    """Other values for each of its parameters and buffers."""
+    other = {k: case.tensor(*v.shape) for k, v in layer.named_parameters()}
+    return other | {k: torch.full_like(v, 2) for k, v in layer.named_buffers()}
+
+
+@claim("transforms.functional-call.stateless")
+@pytest.mark.parametrize("training", [True, False])
+def test_functional_call_uses_what_it_is_given(case, training):
+    layer, x = case.module(nn.BatchNorm1d, 3, eps=0.1).train(training), case.tensor(5, 3)
+    given = fresh(case, layer)
+    values = {k: v.clone() for k, v in given.items()}
+    with case.unchanged(layer, x=x):
+        y = func.functional_call(layer, given, (x,))
+    stats = values["running_mean"], values["running_var"]
+    case.same(y, F.batch_norm(x, *stats, values["weight"], values["bias"], training, eps=0.1))
+
+
+@claim("transforms.functional-call.buffers-updated-in-the-dict")
+def test_buffers_are_updated_in_the_dict(case):
+    layer, x = case.module(nn.BatchNorm1d, 3, momentum=0.3), case.tensor(5, 3)
+    given = fresh(case, layer)
+    changed = {"mean": given["running_mean"], "var": given["running_var"], "count": given["num_batches_tracked"]}
+    with case.unchanged(layer, x=x, **changed, but=set(changed)):
+        func.functional_call(layer, given, x)
+    wanted = 0.7 * 2 + 0.3 * array(x).mean(0)
+    case.close(given["running_mean"], wanted, k=10, scale=2 + abs(array(x)).mean(0))  # 5 terms and 4 roundings more
+    assert given["num_batches_tracked"] == 3
+
+
+@claim("transforms.functional-call.gradients-reach-the-dict")
+def test_gradients_reach_what_is_given(case):
+    layer, x = case.module(nn.Linear, 4, 3), case.tensor(5, 4)
+    weight = case.tensor(3, 4, requires_grad=True)
+    y = func.functional_call(layer, {"weight": weight}, x)
+    case.same(y, F.linear(x, weight, layer.bias))
+    y.backward(seed := case.tensor(5, 3))
+    case.close(weight.grad, array(seed).T @ array(x), k=5, scale=abs(array(seed)).T @ abs(array(x)))  # 5 terms
+    assert layer.weight.grad is None
+    case.close(layer.bias.grad, array(seed).sum(0), k=5, scale=abs(array(seed)).sum(0))
+
+
+@claim("transforms.functional-call.gradients-reach-the-dict")
+def test_shared_tensors_are_replaced_together(case):
+    layer = case.module(nn.Sequential, nn.Linear(3, 3), nn.Linear(3, 3))
+    layer[1].weight = layer[0].weight
+    x, weight = case.tensor(2, 3), case.tensor(3, 3)
+    y = func.functional_call(layer, {"0.weight": weight}, x)
+    case.same(y, F.linear(F.linear(x, weight, layer[0].bias), weight, layer[1].bias))
+    with case.raises(RuntimeError, "unexpected|missing|keys|not in"):
+        func.functional_call(layer, {"0.wieght": weight}, x, strict=True)
+
+
+@claim("transforms.vmap.randomness")
+@pytest.mark.parametrize("how", ["error", "same", "different"])
+def test_randomness_under_vmap(case, how):
+    layer, x = case.module(nn.Dropout, 0.4), case.tensor_of(np.ones((4, 63)))
+    kwargs = {} if how == "error" else {"randomness": how}
+    if how == "error":
+        with case.raises(RuntimeError, "randomness|random operation"):
+            func.vmap(layer)(x)
+        case.same(func.vmap(layer.eval())(x), x)
+        return
+    dropped = func.vmap(layer, **kwargs)(x) == 0
+    for other in dropped[1:]:
+        assert torch.equal(dropped[0], other) == (how == "same")
+    case.binomial(dropped[0].sum(), 63, 0.4)
+    if how == "different":
+        case.binomial((dropped[0::2] & dropped[1::2]).sum(), 126, 0.16)
+
+
+@claim("transforms.vmap.equals-loop")
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_vmap_equals_the_loop(case, chunk):
+    if chunk and not hasattr(torch, "compiler"):
+        raise case.unsupported("chunk_size came with torch 2.1")
+    layer, x = case.module(nn.Linear, 4, 3), case.tensor(4, 5)
+    kwargs = {"chunk_size": chunk} if chunk else {}
+    y = func.vmap(layer, in_dims=1, out_dims=1, **kwargs)(x)
+    assert y.shape == (3, 5)
+    wanted = array(layer.weight) @ array(x) + array(layer.bias)[:, None]
+    size = abs(array(layer.weight)) @ abs(array(x)) + abs(array(layer.bias))[:, None]
+    case.close(y, wanted, k=5, scale=size)  # four products and the bias
+    added = func.vmap(lambda a, b: (a + b, a), in_dims=(0, None), out_dims=(0, 1))(x, x[0])
+    case.same(added[0], x + x[0])
+    case.same(added[1], x.T.contiguous())
+
+
+@claim("transforms.vmap.batchnorm-buffers")
+def test_batchnorm_under_vmap(case):
+    layer, x = case.module(nn.BatchNorm1d, 3), case.tensor(4, 5, 3)
+    with case.raises(RuntimeError, "running_mean|in-?place"):
+        func.vmap(layer)(x)
+    loop = torch.stack([layer.eval()(one) for one in x])
+    size = (abs(array(x)) + abs(array(layer.running_mean))) * abs(array(layer.weight)) + abs(array(layer.bias))
+    deviation = np.sqrt(array(layer.running_var) + layer.eps)
+    case.close(func.vmap(layer)(x), array(loop), k=12, scale=size / np.minimum(deviation, 1))  # two ways, 6 roundings
+    patched = func.replace_all_batch_norm_modules_(nn.Sequential(layer.train()))[0]
+    assert patched.running_mean is None
+    assert patched.running_var is None
+    assert patched.track_running_stats is False
+    y, own = func.vmap(patched)(x), torch.stack([patched(one) for one in x])
+    case.close(y, array(own), k=64, scale=abs(array(own)) + 2)  # n + 10 roundings twice over, conditioned by |x| / sd
+
+
+def loss_of(layer, parameters, x, t):
+    return F.cross_entropy(func.functional_call(layer, parameters, x[None]), t[None])
+
+
+@claim("transforms.vmap.per-sample-gradients")
+@axes(dtype=PRECISE, via="eager")
+def test_per_sample_gradients_equal_the_loop(case):
+    layer, x = case.module(nn.Sequential, nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), case.tensor(6, 4)
+    t = torch.as_tensor(case.rng.integers(0, 3, 6)).to(case.device)
+    named = {k: v.detach() for k, v in layer.named_parameters()}
+    with case.unchanged(layer, x=x):
+        each = func.vmap(func.grad(lambda p, x, t: loss_of(layer, p, x, t)), in_dims=(None, 0, 0))(named, x, t)
+    sums = {k: np.zeros(v.shape) for k, v in named.items()}
+    sizes = dict.fromkeys(named, 1.0)  # each path of at most 5 weights of order 1: gradients are sums of that size
+    for i in range(6):
+        layer.zero_grad()
+        F.cross_entropy(layer(x[i : i + 1]), t[i : i + 1]).backward()
+        for k, p in layer.named_parameters():
+            size = max(sizes[k], float(p.grad.abs().max()))
+            case.close(each[k][i], array(p.grad), k=32, scale=size)  # two ways round, 16 roundings a path each
+            sums[k] += array(p.grad)
+    layer.zero_grad()
+    F.cross_entropy(layer(x), t, reduction="sum").backward()
+    for k, p in layer.named_parameters():
+        case.close(p.grad, sums[k], k=64, scale=6.0)
+
+
+@claim("transforms.vmap.ensembles")
+def test_several_modules_run_as_one(case):
+    models, x = [case.module(nn.Linear, 4, 3) for _ in range(3)], case.tensor(5, 4)
+    parameters, buffers = func.stack_module_state(models)
+    assert all(p.is_leaf and p.requires_grad and p.shape[0] == 3 for p in parameters.values())
+    assert buffers == {}
+    y = func.vmap(lambda p: func.functional_call(models[0], p, x))(parameters)
+    for i, model in enumerate(models):
+        size = abs(array(x)) @ abs(array(model.weight)).T + abs(array(model.bias))
+        case.close(y[i], array(x) @ array(model.weight).T + array(model.bias), k=5, scale=size)
+    with torch.no_grad():
+        parameters["weight"].zero_()
+    assert (models[0].weight != 0).any()
+
+
+@claim("transforms.grad.leaves-grad-alone")
+def test_func_grad_returns_and_does_not_store(case):
+    x, y = case.tensor(5, requires_grad=True), case.tensor(5, requires_grad=True)
+    with case.unchanged(x=x, y=y):
+        first = func.grad(lambda x, y: (x * y * y).sum())(x, y)
+        both = func.grad(lambda x, y: (x * y * y).sum(), argnums=(0, 1))(x, y)
+        aside, aux = func.grad(lambda x: ((x * y).sum(), y), has_aux=True)(x)
+    case.same(first, y * y)
+    case.same(both[0], y * y)
+    case.close(both[1], 2 * array(x) * array(y), k=3)  # two products and a sum
+    case.same(aside, y)
+    case.same(aux, y)
+    assert func.grad_and_value(lambda x: x.sum())(x)[1] == x.sum()
+    with case.raises(RuntimeError, "scalar|single|0-?dim"):
+        func.grad(lambda x: x * y)(x)
+
+
+@claim("transforms.grad.nested")
+def test_gradients_nest(case):
+    x = case.tensor()
+    second = func.grad(func.grad(lambda x: x**3))(x)
+    case.close(second, 6 * array(x), k=4)  # the power, two factors, a product
+    case.close(func.vmap(func.grad(func.grad(torch.sin)))(case.tensor(7, loc=0.7, spread=0)), -np.sin(np.full(7, float(
+        torch.tensor(0.7, dtype=case.dtype)))), k=4)  # fmt: skip
+
+
+@claim("transforms.grad.inner-no-grad")
+def test_func_grad_and_no_grad(case):
+    x = case.tensor(5)
+
+    def inner(x):
+        with torch.no_grad():
+            c = x * x
+        return (x * c).sum()
+
+    case.same(func.grad(inner)(x), x * x)
+    with torch.no_grad():
+        case.close(func.grad(lambda x: (x * x).sum())(x), 2 * array(x), k=1)
+        assert not torch.is_grad_enabled()
+
+
+@claim("transforms.jacobian.forward-and-reverse")
+@axes(dtype=PRECISE, via="eager")
+def test_jacobians(case):
+    a, x, v, u = case.tensor(3, 4), case.tensor(4), case.tensor(4), case.tensor(3)
+
+    def function(x):
+        return torch.tanh(a @ x)
+
+    t = np.tanh(array(a) @ array(x))
+    wanted = (1 - t**2)[:, None] * array(a)
+    # the argument errs by 4 eps of its terms, tanh' by twice that, and three roundings more
+    size = (1 + abs(array(a)) @ abs(array(x)))[:, None] * abs(array(a))
+    for jacobian in (func.jacrev, func.jacfwd):
+        case.close(jacobian(function)(x), wanted, k=12, scale=size)
+    y, along = func.jvp(function, (x,), (v,))
+    case.close(y, t, k=6, scale=1 + abs(array(a)) @ abs(array(x)))
+    case.close(along, wanted @ array(v), k=16, scale=size @ abs(array(v)))
+    y, back = func.vjp(function, x)
+    case.close(back(u)[0], array(u) @ wanted, k=16, scale=abs(array(u)) @ size)
+    b = case.tensor(4, 4)
+    hessian = func.hessian(lambda x: x @ b @ x)(x)
+    case.close(hessian, array(b) + array(b).T, k=2, scale=abs(array(b)) + abs(array(b)).T)  # a product with 1, a sum
+    assert func.jacrev(lambda x: a[:, :, None] * x)(x).shape == (3, 4, 4, 4)
+
+
+# -- compilers -------------------------------------------------------------------------------------------------------
+
+
+def network(case):
+    return case.module(nn.Sequential, nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.4))
+
+
+def compiled(layer, backend="eager", **kwargs):
+    torch._dynamo.reset()
+    return torch.compile(layer, backend=backend, **kwargs)
+
+
+@claim("transforms.compile.equals-eager")
+@axes(via=("aot",))
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_equals_eager(case, backend):
+    layer, twin, x = (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to(case.device) for _ in range(2)), None, None
+    layer, twin = layer
+    case.randomise(layer)
+    twin.load_state_dict(layer.state_dict())
+    x, seed = case.tensor(6, 4), case.tensor(6, 3)
+    for model in (compiled(layer, backend), twin):
+        model(x).backward(seed)
+    for ours, theirs in zip(layer.parameters(), twin.parameters(), strict=True):
+        case.close(ours.grad, array(theirs.grad), k=64, scale=1 + float(theirs.grad.abs().max()))  # 6 terms, 2 layers
+    for ours, theirs in zip(layer.buffers(), twin.buffers(), strict=True):
+        case.same(ours, theirs)
+
+
+@claim("transforms.compile.modes-and-grad-mode", "transforms.compile.training-attribute")
+@axes(via=("aot",))
+@pytest.mark.parametrize("switch", ["wrapper", "module"])
+def test_compiled_models_follow_modes(case, switch):
+    inner = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.4)).to(case.device)
+    case.randomise(inner)
+    model, x = compiled(inner), case.tensor(6, 4)
+    handle = model if switch == "wrapper" else inner
+    for training in (True, False, True):
+        handle.train(training)
+        assert all(m.training == training for m in inner.modules())
+        assert model.training == training or torch.__version__ < "2.6"
+        buffers = {"1.running_mean", "1.running_var", "1.num_batches_tracked", "rng"} if training else set()
+        with case.unchanged(inner, x=x, but=buffers):
+            y = model(x)
+        assert (y == 0).any() == training
+        assert y.requires_grad
+        with torch.no_grad():
+            assert not model(x).requires_grad
+
+
+@claim("transforms.compile.state-dict")
+@axes(via=("aot",))
+def test_names_in_a_compiled_model(case):
+    layer = nn.Linear(4, 3)
+    model = compiled(layer)
+    assert list(model.state_dict()) == ["_orig_mod.weight", "_orig_mod.bias"]
+    assert next(model.parameters()) is layer.weight
+    layer.compile(backend="eager")
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert layer(torch.ones(2, 4)).shape == (2, 3)
+
+
+@claim("transforms.compile.fullgraph")
+@axes(via=("aot",))
+def test_fullgraph_refuses_a_break(case):
+    def broken(x):
+        x = x + 1
+        torch._dynamo.graph_break()
+        return x * 2
+
+    x = case.tensor(3)
+    case.same(compiled(broken)(x), (x + 1) * 2)
+    with case.raises(Exception, "graph_break|graph break"):
+        compiled(broken, fullgraph=True)(x)
+
+
+@claim("transforms.compile.inductor-randomness")
+@axes(via=("compile",))
+@pytest.mark.parametrize("fallback", [False, True])
+def test_random_numbers_of_inductor(case, fallback):
+    x = torch.ones(512, device=case.device)
+    masks = []
+    with torch._inductor.config.patch(fallback_random=fallback):
+        drop = compiled(lambda x: F.dropout(x, 0.4), "inductor")
+        for _ in range(2):
+            torch.manual_seed(7)
+            masks.append(drop(x) == 0)
+    torch.manual_seed(7)
+    assert torch.equal(*masks)
+    assert torch.equal(masks[0], F.dropout(x, 0.4) == 0) == fallback
+    case.binomial(masks[0].sum(), 512, 0.4)
+
+
+@claim("transforms.script.follows-modes")
+def test_scripted_modules_follow_modes(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = torch.jit.script(nn.Dropout(0.4))
+    ones = case.tensor_of(np.ones(63))
+    for training in (True, False, True):
+        layer.train(training)
+        case.binomial((layer(ones) == 0).sum(), 63, 0.4 if training else 0.0)
+
+
+@claim("transforms.trace.freezes-the-mode")
+@pytest.mark.parametrize("training", [True, False])
+def test_tracing_freezes_the_mode(case, training):
+    ones = case.tensor_of(np.ones(63))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(nn.Dropout(0.4).train(training), ones, check_trace=False)
+    for mode in (True, False):
+        traced.train(mode)
+        case.binomial((traced(ones) == 0).sum(), 63, 0.4 if training else 0.0)
+
+
+@claim("transforms.export.freezes-the-mode")
+@axes(via=("export",))
+@pytest.mark.parametrize("training", [True, False])
+def test_export_freezes_the_mode(case, training):
+    ones = case.tensor_of(np.ones(63))
+    module = torch.export.export(nn.Sequential(nn.Dropout(0.4)).train(training), (ones,)).module()
+    case.binomial((module(ones) == 0).sum(), 63, 0.4 if training else 0.0)
+    with case.raises(NotImplementedError, "eval"):
+        module.eval()
