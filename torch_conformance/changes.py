@@ -18,7 +18,7 @@ from torch_conformance.claims import tomllib
 from torch_conformance.errors import UsageError
 
 CHANGES = Path(__file__).resolve().parent.parent / "specs" / "changes.toml"
-KEYS = {"claims", "since", "until", "what", "url", "example"}
+KEYS = {"claims", "since", "until", "also", "what", "url", "example"}
 
 
 class ChangeError(UsageError):
@@ -29,7 +29,8 @@ class ChangeError(UsageError):
 class Change:
     """Something that torch does otherwise since a release.
 
-    ``until`` is the release in which the old behaviour came back. Without ``url`` the change is known by measurement
+    ``until`` is the release in which the old behaviour came back, ``also`` names releases in which what the example shows
+    moves for other reasons (a name appears, a message is reworded). Without ``url`` the change is known by measurement
     only: it is shown beside what it explains, but excuses nothing.
     """
 
@@ -40,17 +41,30 @@ class Change:
     until: str | None = None
     url: str | None = None
     example: str | None = None
+    also: tuple[str, ...] = ()
 
     def lies_between(self, old: str, new: str) -> bool:
         """Whether exactly one of the two versions of torch shows the change."""
         return self.shown_by(old) != self.shown_by(new)
 
+    def explains(self, old: str, new: str) -> bool:
+        """Whether what the example shows may differ between the two versions."""
+        low, high = sorted((release(old), release(new)))
+        moves = [self.since, *self.also, *([self.until] if self.until else [])]
+        return any(low < Version(moved) <= high for moved in moves)
+
     def shown_by(self, version: str) -> bool:
-        release = Version(Version(version).base_version)
-        return Version(self.since) <= release and (self.until is None or release < Version(self.until))
+        return Version(self.since) <= release(version) and (
+            self.until is None or release(version) < Version(self.until)
+        )
 
     def speaks_of(self, claim: str) -> bool:
         return any(fnmatchcase(claim, pattern) for pattern in self.claims)
+
+
+def release(version: str) -> Version:
+    """Without build and pre-release: a nightly counts as the release that it leads to."""
+    return Version(Version(version).base_version)
 
 
 @cache
@@ -76,10 +90,11 @@ def parse(path: Path, name: str, entry: Any) -> Change:
     if missing := sorted({"claims", "since", "what"} - set(entry)):
         raise refuse(f"lacks {missing[0]}")
     try:
-        for key in ("since", "until"):
-            Version(entry.get(key, "0"))
+        for version in (entry["since"], entry.get("until", "0"), *entry.get("also", [])):
+            Version(version)
         if entry.get("example"):
             compile(entry["example"], name, "exec")
     except (InvalidVersion, SyntaxError, TypeError) as error:
         raise refuse(str(error)) from None
-    return Change(name, tuple(entry["claims"]), **{key: entry[key] for key in KEYS - {"claims"} if key in entry})
+    rest = {key: entry[key] for key in KEYS - {"claims", "also"} if key in entry}
+    return Change(name, tuple(entry["claims"]), also=tuple(entry.get("also", ())), **rest)

@@ -287,7 +287,8 @@ class Judge:
         for change in changes:
             a, b = before.get(change.id, "not measured"), after.get(change.id, "not measured")
             announced = change in self.between
-            if not announced and (a == b or "not measured" in (a, b)):
+            unannounced = a != b and "not measured" not in (a, b) and not change.explains(old.torch, new.torch)
+            if not announced and not unannounced:
                 continue
             claims = tuple(name for name in self.claims if change.speaks_of(name)) or change.claims
             yield Difference(

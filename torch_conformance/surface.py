@@ -168,13 +168,37 @@ def typical(cls: type) -> dict[str, Any]:
 def run(example: str) -> str:
     """What the example's last expression gives here: its text, or the error that the example raises."""
     *statements, last = ast.parse(example).body
-    names: dict[str, Any] = {"torch": torch, "nn": nn, "F": nn.functional}
+    names: dict[str, Any] = {
+        "torch": torch, "nn": nn, "F": nn.functional, "error": error, "message": message, "warned": warned
+    }  # fmt: skip
     try:
         torch.manual_seed(0)
         exec(compile(ast.Module(statements, []), "<example>", "exec"), names)
         return ADDRESS.sub("", str(eval(compile(ast.Expression(expression(last)), "<example>", "eval"), names)))
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except Exception as raised:
+        return f"{type(raised).__name__}: {str(raised).splitlines()[0] if str(raised) else ''}"
+
+
+def error(thunk: Callable[[], Any]) -> str:
+    """For examples: the name of the error that the call raises, or "no error"."""
+    return message(thunk).partition(":")[0]
+
+
+def message(thunk: Callable[[], Any]) -> str:
+    """For examples: name and text of the error that the call raises, or "no error"."""
+    try:
+        thunk()
+    except Exception as raised:
+        return f"{type(raised).__name__}: {str(raised).splitlines()[0] if str(raised) else ''}"
+    return "no error"
+
+
+def warned(thunk: Callable[[], Any]) -> list[str]:
+    """For examples: the categories of the warnings that the call raises."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        thunk()
+    return sorted({warning.category.__name__ for warning in caught})
 
 
 def expression(statement: ast.stmt) -> ast.expr:
