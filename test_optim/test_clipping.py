@@ -1,0 +1,219 @@
+"""Gradient clipping: by the common norm, which is returned, or element by element."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parameters_to_vector, vector_to_parameters
+
+from specs.reference import clipping as reference
+from test_optim.stepping import give_gradients, parameters_of
+from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+SHAPES = [(7,), (3, 5), (1,), (33,)]
+SIZE = 7 + 15 + 1 + 33
+NORMS = [1.0, 1.5, 2.0, 3.0, math.inf]
+foreach = pytest.mark.parametrize("foreach", [None, False, True])
+
+
+def clip(case, function, *args, foreach=None, **kwargs):
+    if foreach is not None and "foreach" not in inspect.signature(function).parameters:
+        raise case.unsupported(f"{function.__name__} of torch {torch.__version__} knows no foreach")
+    return case.function(function)(*args, **kwargs, **({} if foreach is None else {"foreach": foreach}))
+
+
+def with_gradients(case, shapes=SHAPES):
+    parameters = parameters_of(case, shapes)
+    give_gradients(case, parameters)
+    return parameters, [array(p.grad).copy() for p in parameters]
+
+
+@claim("clipping.norm.law")
+@axes(dtype=FLOATING)
+@foreach
+@pytest.mark.parametrize("p", NORMS)
+def test_gradients_are_scaled_to_the_norm(case, foreach, p):
+    parameters, gradients = with_gradients(case)
+    norm = reference.total_norm(gradients, p)
+    found = clip(case, clip_grad_norm_, parameters, norm / 3, norm_type=p, foreach=foreach)
+    # in sums of powers each of the terms rounds once for the power and once for the sum, and roots shrink errors;
+    # a term is at most the sum, so that tensors of up to 33 elements and four norms leave 2 (33 + 4) roundings
+    k = 2 * (33 + 4)
+    case.close(found, norm, k=k)
+    for q, g in zip(parameters, gradients):
+        case.close(q.grad, g * reference.coefficient(norm, norm / 3), k=k + 4)
+
+
+@claim("clipping.norm.counts-nonzeros")
+def test_the_norm_of_order_zero_counts_by_tensors(case):
+    parameters, gradients = with_gradients(case)
+    parameters[0].grad[2:4] = 0
+    case.same(clip(case, clip_grad_norm_, parameters, 1e9, norm_type=0.0).double(), torch.tensor(4.0).double())
+
+
+@claim("clipping.norm.never-enlarges")
+@axes(dtype=FLOATING)
+@foreach
+def test_small_gradients_stay_bit_by_bit(case, foreach):
+    parameters, gradients = with_gradients(case)
+    before = [p.grad.clone() for p in parameters]
+    clip(case, clip_grad_norm_, parameters, 2 * reference.total_norm(gradients), foreach=foreach)
+    for p, g in zip(parameters, before):
+        case.same(p.grad, g)
+
+
+@claim("clipping.norm.eps")
+@axes(dtype=PRECISE)
+@foreach
+def test_a_millionth_is_added_to_the_norm(case, foreach):
+    p = case.tensor(5, requires_grad=True)
+    p.grad = torch.full_like(p, 2.0**-20)
+    norm = reference.total_norm([array(p.grad)])
+    clip(case, clip_grad_norm_, [p], 1e-7, foreach=foreach)
+    case.close(
+        p.grad, np.full(5, 2.0**-20 * reference.coefficient(norm, 1e-7)), k=2 * 5 + 6
+    )  # five squares, and the scaling
+
+
+@claim("clipping.norm.returns-the-norm-before")
+@foreach
+def test_what_is_returned_is_the_norm_before(case, foreach):
+    (p,) = parameters_of(case, [(2,)])
+    p.grad = case.tensor_of([3.0, 4.0])
+    found = clip(case, clip_grad_norm_, p, 1.0, foreach=foreach)
+    case.same(found, torch.tensor(5.0, dtype=case.dtype))
+    assert not found.requires_grad
+
+
+@claim("clipping.norm.in-place")
+@foreach
+def test_gradients_are_scaled_in_place(case, foreach):
+    parameters, _ = with_gradients(case)
+    tensors, silent = [p.grad for p in parameters], case.tensor(3, requires_grad=True)
+    named = {f"p{i}": p for i, p in enumerate(parameters)} | {"silent": silent}
+    with case.unchanged(**named, but={f"p{i}.grad" for i in range(len(parameters))}):
+        clip(case, clip_grad_norm_, [*parameters, silent], 0.1, foreach=foreach)
+    assert all(p.grad is tensor for p, tensor in zip(parameters, tensors))
+
+
+@claim("clipping.norm.any-iterable")
+def test_a_tensor_a_list_or_a_generator_is_taken(case):
+    layer = case.module(nn.Linear, 3, 2)
+    results = []
+    for parameters in (list(layer.parameters()), layer.parameters(), tuple(layer.parameters())):
+        layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+        case.same(clip_grad_norm_(parameters, 1.0), torch.tensor(8.0).sqrt())
+        results.append(layer.weight.grad.clone())
+    case.same(results[0], results[1])
+    case.same(results[0], results[2])
+    assert (results[0] < 0.4).all()
+
+
+@claim("clipping.norm.nothing-to-clip")
+def test_without_gradients_the_norm_is_zero(case):
+    case.same(clip_grad_norm_([case.tensor(3, requires_grad=True)], 1.0), torch.tensor(0.0))
+
+
+@claim("clipping.norm.nonfinite")
+@foreach
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_nonfinite_norm_spoils_all_gradients_in_silence(case, foreach, bad):
+    parameters, _ = with_gradients(case)
+    parameters[1].grad[0, 0] = bad
+    found = clip(case, clip_grad_norm_, parameters, 1.0, foreach=foreach)
+    assert not torch.isfinite(found)
+    for p in parameters:
+        assert p.grad.isnan().all() if math.isnan(bad) else (p.grad.isnan() | (p.grad == 0)).all()
+
+
+@claim("clipping.norm.error-if-nonfinite")
+@foreach
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_nonfinite_norm_is_an_error_when_asked(case, foreach, bad):
+    parameters, _ = with_gradients(case)
+    parameters[1].grad[0, 0] = bad
+    before = [p.grad.clone() for p in parameters]
+    with case.raises(RuntimeError, "non-finite"):
+        clip(case, clip_grad_norm_, parameters, 1.0, error_if_nonfinite=True, foreach=foreach)
+    for p, g in zip(parameters, before):
+        case.same(p.grad, g)
+
+
+@claim("clipping.norm.several-dtypes")
+@foreach
+def test_gradients_of_several_dtypes_share_one_norm(case, foreach):
+    parameters = [case.tensor(9, dtype=d, requires_grad=True) for d in (torch.float32, torch.float64, torch.float32)]
+    for p in parameters:
+        p.grad = torch.full_like(p, 2.0)
+    found = clip(case, clip_grad_norm_, parameters, 1.0, foreach=foreach)
+    case.close(found.float(), math.sqrt(27 * 4), k=2 * 12)  # nine squares and three norms
+    for p in parameters:
+        case.close(p.grad.float(), np.full(9, 2 / (math.sqrt(108) + 1e-6)), k=2 * 12 + 4)
+
+
+@claim("clipping.norm.in-two-halves")
+@axes(dtype=PRECISE)
+@foreach
+def test_norm_and_scaling_may_be_had_apart(case, foreach):
+    parameters, _ = with_gradients(case)
+    others = [p.detach().clone().requires_grad_() for p in parameters]
+    for p, q in zip(parameters, others):
+        q.grad = p.grad.clone()
+    whole = clip_grad_norm_(parameters, 1.5, norm_type=3.0, foreach=foreach)
+    norm = nn.utils.get_total_norm([q.grad for q in others], norm_type=3.0, foreach=foreach)
+    nn.utils.clip_grads_with_norm_(others, 1.5, norm, foreach=foreach)
+    case.same(norm, whole)
+    for p, q in zip(parameters, others):
+        case.same(p.grad, q.grad)
+
+
+@claim("clipping.value.law")
+@axes(dtype=FLOATING)
+@foreach
+def test_every_element_is_clamped(case, foreach):
+    parameters, gradients = with_gradients(case)
+    clip(case, clip_grad_value_, parameters, 0.75, foreach=foreach)
+    for p, g in zip(parameters, gradients):
+        case.close(p.grad, np.clip(g, -0.75, 0.75), k=0)
+
+
+@claim("clipping.value.in-place")
+@foreach
+def test_elements_are_clamped_in_place(case, foreach):
+    parameters, _ = with_gradients(case)
+    tensors, silent = [p.grad for p in parameters], case.tensor(3, requires_grad=True)
+    named = {f"p{i}": p for i, p in enumerate(parameters)} | {"silent": silent}
+    with case.unchanged(**named, but={f"p{i}.grad" for i in range(len(parameters))}):
+        clip(case, clip_grad_value_, [*parameters, silent], 0.1, foreach=foreach)
+    assert all(p.grad is tensor for p, tensor in zip(parameters, tensors))
+
+
+@claim("clipping.vector.round-trip")
+@axes(dtype=FLOATING)
+def test_parameters_become_one_vector_and_back(case):
+    parameters = parameters_of(case, [(3, 2), (4,), (2, 1, 3)])
+    vector = parameters_to_vector(parameters)
+    case.same(vector.detach(), torch.cat([p.detach().reshape(-1) for p in parameters]))
+    target = parameters_of(case, [(3, 2), (4,), (2, 1, 3)])
+    vector_to_parameters(vector.detach(), target)
+    for p, q in zip(parameters, target):
+        case.same(q.detach(), p.detach())
+        assert q.is_leaf
+
+
+@claim("clipping.vector.differentiable")
+def test_the_vector_is_part_of_the_graph(case):
+    parameters, weights = parameters_of(case, [(3, 2), (4,)]), case.tensor(10)
+    (parameters_to_vector(parameters) * weights).sum().backward()
+    case.same(torch.cat([p.grad.reshape(-1) for p in parameters]), weights)
+
+
+@claim("clipping.vector.wants-a-vector")
+def test_only_a_tensor_is_taken_apart(case):
+    with case.raises(TypeError, "torch.Tensor"):
+        vector_to_parameters([1.0, 2.0], parameters_of(case, [(2,)]))

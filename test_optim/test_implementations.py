@@ -1,0 +1,346 @@
+"""The for-loop, the foreach and the fused implementation: one law, for every dtype, layout and mixture of parameters."""
+
+import functools
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from specs.reference import optim as reference
+from specs.reference.rounded import Rounded
+from test_optim.stepping import (
+    ALL,
+    FUSED_ON_CPU,
+    USUAL,
+    as_law,
+    build,
+    every,
+    flat,
+    follows,
+    give_gradients,
+    law_of,
+    loops,
+    parameters_of,
+    remembered,
+    walk,
+)
+from torch_conformance.axes import PRECISE, REDUCED
+from torch_conformance.checks import array, eps
+from torch_conformance.marks import axes, claim
+
+names = pytest.mark.parametrize("name", ALL)
+fused = pytest.mark.parametrize("name", FUSED_ON_CPU)
+scaled = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])  # Adagrad's step hands no scale on
+
+
+@claim("optim.paths.low-precision")
+@axes(dtype=REDUCED)
+@every
+def test_low_precision_steps_by_the_law(case, name, path):
+    walk(case, name, law_of(case, name), USUAL[name], path)
+
+
+@claim("optim.paths.complex")
+@axes(dtype=PRECISE)
+@loops
+@names
+def test_a_complex_parameter_steps_as_two_real_ones(case, name, path):
+    dtype = torch.complex64 if case.dtype == torch.float32 else torch.complex128
+    walk(case, name, law_of(case, name), USUAL[name], path, dtype=dtype)
+
+
+@claim("optim.paths.fused-refuses-complex")
+@fused
+def test_fused_refuses_complex_parameters(case, name):
+    parameters = parameters_of(case, [(3,)], torch.complex64)
+    with case.raises(RuntimeError, "floating point"):
+        optimizer = build(case, name, parameters, "fused")
+        give_gradients(case, parameters)
+        optimizer.step()
+
+
+@claim("optim.paths.layouts")
+@every
+def test_gradients_laid_out_otherwise_than_the_parameter(case, name, path):
+    """A transposed parameter with a row-major gradient, and the other way round: elements meet by index."""
+    parameters = [case.tensor(9, 33).t().requires_grad_(), case.tensor(33, 9, requires_grad=True)]
+    optimizer = build(case, name, parameters, path, **USUAL[name])
+    for _ in range(2):
+        give_gradients(case, parameters)
+        parameters[1].grad = parameters[1].grad.t().contiguous().t()
+        follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
+
+
+@claim("optim.paths.mixed-dtypes")
+@every
+def test_one_group_holds_parameters_of_several_dtypes(case, name, path):
+    dtypes = [torch.float32, torch.float64, torch.float32, torch.float64]
+    together, alone = [], []
+    for dtype in dtypes:
+        p = case.tensor(17, dtype=dtype)
+        together.append(p.clone().requires_grad_())
+        alone.append([p.clone().requires_grad_()])
+    one = build(case, name, together, path, **USUAL[name])
+    many = [build(case, name, p, path, **USUAL[name]) for p in alone]
+    for _ in range(3):
+        give_gradients(case, together[::2])
+        give_gradients(case, together[1::2])
+        for p, (q,) in zip(together, alone):
+            q.grad = p.grad.clone()
+        for optimizer in [one, *many]:
+            optimizer.step()
+    for p, (q,) in zip(together, alone):
+        case.same(p.detach(), q.detach())
+
+
+@claim("optim.paths.own-step-counts")
+@every
+def test_parameters_count_their_own_steps(case, name, path):
+    """A parameter that joins late starts at its own first step."""
+    early, late = parameters_of(case, [(17,), (9,)])
+    optimizer = build(case, name, [early, late], path, **USUAL[name])
+    law = law_of(case, name)
+    for others in ([], [], [late]):
+        give_gradients(case, [early, *others])
+        old, state = late.detach().clone(), {k: v for k, v in optimizer.state.items() if k is early}
+        if not others:
+            follows(case, optimizer, [early], law, USUAL[name])
+            case.same(late.detach(), old)
+            assert state.keys() <= {early}
+    before = flat([early])
+    early.grad = None
+    follows(case, optimizer, [late], law, USUAL[name])
+    case.same(flat([early]), before)
+
+
+@claim("optim.paths.default-on-cpu")
+@names
+def test_on_the_cpu_the_loop_is_the_default(case, name):
+    if case.device.type != "cpu":
+        raise case.unsupported("elsewhere foreach may be chosen")
+    start, results = case.tensor(33), []
+    gradients = [case.tensor(33) for _ in range(3)]
+    for path in ("fixed", "loop"):
+        p = start.clone().requires_grad_()
+        optimizer = build(case, name, [p], path, **USUAL[name])
+        for g in gradients:
+            p.grad = g.clone()
+            optimizer.step()
+        results.append(p.detach())
+    case.same(*results)
+
+
+@claim("optim.paths.exclusive")
+@fused
+def test_fused_excludes_foreach_and_differentiable(case, name):
+    cls, p = getattr(torch.optim, name), case.tensor(3, requires_grad=True)
+    build(case, name, [p], "fused")
+    for other in ("foreach", "differentiable"):
+        with case.raises(RuntimeError, other):
+            cls([p], fused=True, **{other: True})
+
+
+@claim("optim.paths.fused-loss-scaling")
+@axes(dtype=PRECISE)
+@scaled
+def test_fused_unscales_by_the_scale_it_is_handed(case, name):
+    parameters = parameters_of(case)
+    optimizer = build(case, name, parameters, "fused", **USUAL[name])
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    for _ in range(2):
+        give_gradients(case, parameters)
+        for p in parameters:
+            p.grad *= 8  # a power of two: unscaling is exact
+        old = [p.grad.clone() for p in parameters]
+
+        def law(p, g, state, **options):
+            return law_of(case, name)(p, g * 0.125, state, **options)
+
+        follows(case, optimizer, parameters, law, USUAL[name])
+        for p, g in zip(parameters, old):
+            case.same(p.grad, g / 8)
+
+
+@claim("optim.paths.fused-skips-overflow")
+@scaled
+def test_fused_skips_a_step_whose_gradients_overflowed(case, name):
+    """Skipped at the first step and later: parameters stay, and what follows is as if the step had not been."""
+    parameters, law = parameters_of(case), law_of(case, name)
+    optimizer = build(case, name, parameters, "fused", **USUAL[name])
+    optimizer.grad_scale = torch.tensor(1.0)
+    for overflow, first in [(True, True), (False, True), (True, False), (False, False)]:
+        give_gradients(case, parameters)
+        optimizer.found_inf = torch.tensor(float(overflow))
+        if overflow:
+            parameters[0].grad[0] = float("inf")
+            old = flat(parameters)
+            optimizer.step()
+            case.same(flat(parameters), old)
+        else:
+            start = functools.partial(afresh, law) if first else law
+            follows(case, optimizer, parameters, start, USUAL[name])
+
+
+def afresh(law, p, g, state, **options):
+    """The law from no state at all, whatever a skipped step has left behind."""
+    return law(p, g, {}, **options)
+
+
+def steps_with(case, name, path, lr):
+    options = USUAL[name] | {"lr": 0.25}
+    parameters = parameters_of(case)
+    optimizer = build(case, name, parameters, path, **options | {"lr": lr})
+    for _ in range(3):
+        give_gradients(case, parameters)
+        follows(case, optimizer, parameters, law_of(case, name), options)
+
+
+tensor_lr = pytest.mark.parametrize(
+    ("name", "path"), [*[(n, "loop") for n in ALL], *[(n, "fused") for n in FUSED_ON_CPU]]
+)
+
+
+@claim("optim.options.tensor-lr")
+@axes(dtype=PRECISE)
+@tensor_lr
+def test_lr_may_be_a_tensor(case, name, path):
+    steps_with(case, name, path, torch.tensor(0.25, dtype=case.dtype))
+
+
+@claim("optim.options.tensor-lr-one-element")
+@axes(dtype=PRECISE)
+@tensor_lr
+def test_a_tensor_lr_may_have_a_dimension(case, name, path):
+    steps_with(case, name, path, torch.tensor([0.25], dtype=case.dtype))
+
+
+@claim("optim.options.tensor-lr-size")
+@names
+def test_a_tensor_lr_has_one_element(case, name):
+    with case.raises(ValueError, "1-element"):
+        build(case, name, parameters_of(case), lr=torch.tensor([0.1, 0.2]))
+
+
+@claim("optim.options.read-at-each-step")
+@every
+def test_options_changed_between_steps_take_effect(case, name, path):
+    """As a scheduler changes them: every number of the group is halved after the first step."""
+    parameters, options = parameters_of(case), dict(USUAL[name])
+    optimizer = build(case, name, parameters, path, **options)
+    for _ in range(3):
+        give_gradients(case, parameters)
+        follows(case, optimizer, parameters, law_of(case, name), options)
+        for key, value in options.items():
+            if isinstance(value, float) and key != "alpha" and (name, key) != ("Rprop", "lr"):
+                options[key] = optimizer.param_groups[0][key] = value / 2
+
+
+@claim("optim.options.defaults")
+@names
+def test_options_have_their_documented_defaults(case, name):
+    optimizer, documented = build(case, name, parameters_of(case), "fixed", lr=0.01), {}
+    for law in (reference.adam, reference.adamw) if name == "AdamW" else (getattr(reference, name.lower()),):
+        parameters = inspect.signature(law).parameters.values()
+        documented |= {p.name: p.default for p in parameters if p.default is not p.empty}
+    for key in set(documented) & set(optimizer.defaults) - {"lr", "decoupled_weight_decay"}:
+        assert optimizer.defaults[key] == documented[key], key
+
+
+@claim("optim.options.lr-default")
+@names
+def test_lr_has_its_documented_default(case, name):
+    law = reference.adam if name == "AdamW" else getattr(reference, name.lower())
+    optimizer = build(case, name, parameters_of(case), "fixed")
+    assert optimizer.defaults["lr"] == inspect.signature(law).parameters["lr"].default
+
+
+@claim("optim.options.sgd-lr-required")
+def test_sgd_once_wanted_a_learning_rate(case):
+    with case.raises(ValueError, "required optimization parameter lr"):
+        torch.optim.SGD(parameters_of(case))
+
+
+WRONG = {"lr": -0.1, "eps": -0.1, "weight_decay": -0.1, "momentum": -0.1, "alpha": -0.1, "momentum_decay": -0.1,
+         "lr_decay": -0.1, "initial_accumulator_value": -0.1, "rho": 1.1, "betas": (1.0, 0.9), "etas": (1.1, 1.2)}  # fmt: skip
+ACCEPTED = {("ASGD", "alpha"), ("ASGD", "eps")}
+
+
+@claim("optim.errors.options")
+@pytest.mark.parametrize(
+    ("name", "option"), [(n, o) for n in ALL for o in WRONG if (o in USUAL[n] or o == "lr") and (n, o) not in ACCEPTED]
+)
+def test_options_out_of_range_are_refused(case, name, option):
+    parameters = parameters_of(case)
+    wrong = [WRONG[option], (0.9, 1.0)] if option == "betas" else [WRONG[option]]
+    for value in wrong:
+        with case.raises(ValueError, "invalid"):
+            build(case, name, parameters, "fixed", **{option: value})
+
+
+@claim("optim.errors.nesterov")
+@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.5, "dampening": 0.1}], ids=str)
+def test_nesterov_wants_momentum_and_no_dampening(case, options):
+    with case.raises(ValueError, "nesterov"):
+        torch.optim.SGD(parameters_of(case), lr=0.1, nesterov=True, **options)
+
+
+@claim("optim.options.differentiable")
+@names
+def test_a_differentiable_step_steps_by_the_law(case, name):
+    """The parameter is no leaf: an outer graph goes through it, and comes back."""
+    outer = case.tensor(33, requires_grad=True)
+    parameters = [outer * 1]
+    optimizer = build(case, name, parameters, "loop", differentiable=True, **differentiable(name))
+    give_gradients(case, parameters)
+    follows(case, optimizer, parameters, law_of(case, name), differentiable(name))
+    parameters[0].sum().backward()
+    assert (outer.grad != 0).all()
+
+
+def differentiable(name):
+    return {key: value for key, value in USUAL[name].items() if key != "amsgrad"}
+
+
+@claim("optim.options.differentiable-gradient")
+@pytest.mark.parametrize("before", [0, 1])
+@names
+def test_the_gradient_of_a_step_is_the_laws_derivative(case, name, before):
+    """With respect to the loss's gradient, at the first step and at the second."""
+    law, options, double = law_of(case, name), differentiable(name), torch.float64
+    p = case.tensor(33, dtype=double, requires_grad=True) * 1
+    optimizer = build(case, name, [p], "loop", differentiable=True, **options)
+    for _ in range(before):
+        p.grad = case.tensor(33, dtype=double)
+        optimizer.step()
+    start, known = array(p).copy(), remembered(optimizer, [p])
+    state = as_law({k: v.detach().clone() if torch.is_tensor(v) else v for k, v in known.items()})
+    p.grad = g = case.tensor(33, dtype=double, requires_grad=True)
+    optimizer.step()
+    (found,) = torch.autograd.grad(p.sum(), g, allow_unused=True)
+
+    def slope(h):
+        above, below = (law(Rounded(start), Rounded(array(g) + x), state, **options)[0].value for x in (h, -h))
+        return (above - below) / (2 * h)
+
+    found = torch.zeros_like(g) if found is None else found
+    fine, coarse = slope(2.0**-13), slope(2.0**-12)
+    # the coarse slope is four times as far off as the fine one; bias corrections go by step counts in float32
+    error = np.abs(fine - coarse) + 8 * eps(torch.float32) * (np.abs(fine) + options["lr"])
+    case.close(found, fine, k=1, scale=error / eps(double))
+
+
+CAPTURABLE = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "RMSprop", "Rprop", "ASGD"]
+
+
+@claim("optim.options.capturable-on-cpu")
+@loops
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_the_cpu_captures_nothing(case, name, path):
+    if case.device.type != "cpu":
+        raise case.unsupported("the claim is of the CPU")
+    parameters = parameters_of(case)
+    optimizer = build(case, name, parameters, path, capturable=True)
+    give_gradients(case, parameters)
+    with case.raises(AssertionError, "capturable"):
+        optimizer.step()

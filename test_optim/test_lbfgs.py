@@ -1,0 +1,158 @@
+"""L-BFGS: first step, direction, history, line search and the counts that bound it."""
+
+import numpy as np
+import pytest
+import torch
+
+from specs.reference import optim as reference
+from torch_conformance.axes import PRECISE
+from torch_conformance.checks import array
+from torch_conformance.marks import axes, claim
+
+SIZE = 5
+
+
+class Quadratic:
+    """x^T A x / 2 - b^T x in two tensors, its closure, and a list of what the closure saw."""
+
+    def __init__(self, case, condition=4.0, dtype=None):
+        dtype = dtype or torch.float64
+        q = np.linalg.qr(case.rng.standard_normal((SIZE, SIZE)))[0]
+        self.A = case.tensor_of(q @ np.diag(np.linspace(1, condition, SIZE)) @ q.T, dtype=dtype)
+        self.b = case.tensor_of(case.rng.standard_normal(SIZE), dtype=dtype)
+        self.parts = [case.tensor(3, dtype=dtype, requires_grad=True), case.tensor(2, dtype=dtype, requires_grad=True)]
+        self.calls = []
+
+    @property
+    def x(self):
+        return torch.cat([p.detach() for p in self.parts])
+
+    def value(self, x):
+        return x @ (self.A @ x) / 2 - self.b @ x
+
+    def gradient(self, x):
+        return self.A @ x - self.b
+
+    def __call__(self):
+        for p in self.parts:
+            p.grad = None
+        loss = self.value(torch.cat(self.parts))
+        loss.backward()
+        self.calls.append((torch.is_grad_enabled(), loss.item()))
+        return loss
+
+
+def lbfgs(problem, **options):
+    return torch.optim.LBFGS(problem.parts, **{"tolerance_change": 0.0, "tolerance_grad": 0.0} | options)
+
+
+@claim("optim.lbfgs.first-step")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("size", [0.01, 1.0])
+def test_the_first_step_goes_down_the_gradient(case, size):
+    problem = Quadratic(case, dtype=case.dtype)
+    problem.A, problem.b = problem.A * size, problem.b * size
+    x, g = array(problem.x).copy(), array(problem.gradient(problem.x)).copy()
+    lbfgs(problem, lr=0.7, max_iter=1).step(problem)
+    moved = 0.7 * min(1, 1 / np.abs(g).sum()) * g
+    # the gradient is a sum of six, its norm of five more; both enter the move
+    spread = np.abs(array(problem.A)) @ np.abs(x) + np.abs(array(problem.b))
+    case.close(problem.x, x - moved, k=2 * (6 + 5), scale=np.abs(x) + np.abs(moved) + spread * 0.7)
+
+
+@claim("optim.lbfgs.direction")
+@pytest.mark.parametrize("history", [1, 2, 10])
+def test_the_direction_is_that_of_the_inverse_hessian(case, history):
+    problem = Quadratic(case)
+    optimizer = lbfgs(problem, lr=0.3, max_iter=1, history_size=history)
+    points, gradients = [], []
+    for _ in range(5):
+        points.append(array(problem.x).copy())
+        gradients.append(array(problem.gradient(problem.x)).copy())
+        optimizer.step(problem)
+    moves, changes = np.diff(points, axis=0), np.diff(gradients, axis=0)
+    H, size = reference.inverse_hessian(moves[-history:], changes[-history:])
+    wanted = points[-1] - 0.3 * H @ gradients[-1]
+    # a product of matrices of five a pair: moves and changes, as differences, bring a rounding of their own each
+    k = 4 * SIZE * (len(moves) + 2)
+    amplified = max(np.abs(points).max() / np.abs(m).max() for m in moves)
+    case.close(problem.x, wanted, k=k * amplified, scale=np.abs(points[-1]) + size @ np.abs(gradients[-1]))
+
+
+@claim("optim.lbfgs.history")
+def test_the_history_is_bounded(case):
+    problem = Quadratic(case)
+    optimizer = lbfgs(problem, lr=0.3, max_iter=1, history_size=3)
+    for count in (0, 1, 2, 3, 3, 3):
+        optimizer.step(problem)
+        state = optimizer.state[problem.parts[0]]
+        assert len(state["old_dirs"]) == len(state["old_stps"]) == len(state["ro"]) == count
+
+
+@claim("optim.lbfgs.strong-wolfe")
+@pytest.mark.parametrize("lr", [0.01, 0.3, 1.0, 20.0])
+def test_the_line_search_ends_where_the_wolfe_conditions_hold(case, lr):
+    problem = Quadratic(case)
+    x, g = problem.x, problem.gradient(problem.x)
+    lbfgs(problem, lr=lr, max_iter=1, max_eval=50, line_search_fn="strong_wolfe").step(problem)
+    move = problem.x - x
+    assert problem.value(problem.x) <= problem.value(x) + 1e-4 * (g @ move)
+    assert (problem.gradient(problem.x) @ move).abs() <= 0.9 * (g @ move).abs()
+    assert g @ move < 0
+
+
+@claim("optim.lbfgs.minimises-a-quadratic")
+def test_a_quadratic_is_minimised(case):
+    problem = Quadratic(case, condition=30.0)
+    lbfgs(problem, max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe").step(problem)
+    assert problem.gradient(problem.x).abs().max() <= 1e-9
+    assert len(problem.calls) <= 60
+
+
+@claim("optim.lbfgs.counts")
+@pytest.mark.parametrize(("options", "evaluations"), [({"max_iter": 4}, 4), ({"max_iter": 9, "max_eval": 3}, 3)])
+def test_evaluations_and_iterations_are_bounded_and_counted(case, options, evaluations):
+    problem = Quadratic(case)
+    optimizer = lbfgs(problem, lr=0.3, **options)
+    for step in (1, 2):
+        start = problem.value(problem.x).item()
+        assert optimizer.step(problem).item() == pytest.approx(start, abs=1e-12)
+        state = optimizer.state[problem.parts[0]]
+        assert state["func_evals"] == len(problem.calls) == step * evaluations
+        assert state["n_iter"] == step * (evaluations if "max_eval" not in options else evaluations - 1)
+    assert optimizer.defaults["max_eval"] == options.get("max_eval", options["max_iter"] * 5 // 4)
+
+
+@claim("optim.lbfgs.stops-at-the-optimum")
+def test_at_the_optimum_it_stays(case):
+    problem = Quadratic(case)
+    bound = problem.gradient(problem.x).abs().max().item()
+    before = problem.x
+    lbfgs(problem, tolerance_grad=bound * 1.01).step(problem)
+    case.same(problem.x, before)
+    lbfgs(problem, tolerance_grad=bound * 0.99).step(problem)
+    assert (problem.x != before).all()
+    assert len(problem.calls) > 2
+
+
+@claim("optim.lbfgs.closure")
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_the_closure_is_a_must_and_runs_with_gradients(case, search):
+    problem = Quadratic(case)
+    optimizer = lbfgs(problem, line_search_fn=search, max_iter=3)
+    with case.raises(TypeError, "closure"):
+        optimizer.step()
+    with torch.no_grad():
+        optimizer.step(problem)
+        assert not torch.is_grad_enabled()
+    assert len(problem.calls) >= 3
+    assert all(enabled for enabled, _ in problem.calls)
+
+
+@claim("optim.lbfgs.one-group")
+def test_there_is_one_group(case):
+    problem = Quadratic(case)
+    with case.raises(ValueError, "parameter groups"):
+        torch.optim.LBFGS([{"params": [p]} for p in problem.parts])
+    with case.raises(RuntimeError, "strong_wolfe"):
+        lbfgs(problem, line_search_fn="armijo").step(problem)
