@@ -100,8 +100,9 @@ class Patch:
         self.stack = stack
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Replace an attribute of a module, class or object."""
-        before = vars(owner).get(name, ABSENT)
+        """Replace an attribute of a module, class, function or object."""
+        described = inspect.isdatadescriptor(getattr(type(owner), name, None))
+        before = getattr(owner, name) if described else vars(owner).get(name, ABSENT)
         setattr(owner, name, value)
         if before is ABSENT:
             self.stack.callback(delattr, owner, name)

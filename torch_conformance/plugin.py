@@ -344,7 +344,7 @@ class Conformance:
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
         name = report.conformance[0]["outcome"] if getattr(report, "conformance", None) else None
         if getattr(report, "unconcerned", False):
-            return "not about the replacement", "", ""
+            return "unconcerned", "", ""
         if name not in LETTERS:
             return None
         return ("failed" if report.failed else name, LETTERS[name], name.upper())

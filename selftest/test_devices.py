@@ -1,0 +1,86 @@
+"""Devices: the probe, what a backend may state, and that what is lacking is said and counted."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from torch_conformance import devices
+from torch_conformance.axes import LAYOUTS, Axes, Point
+from torch_conformance.errors import UsageError
+from torch_conformance.settings import ROOT
+
+CPU = torch.device("cpu")
+
+
+def test_the_cpu_lacks_nothing():
+    profile = devices.probe("cpu")
+    assert profile.lacks == []
+    assert profile.layouts == LAYOUTS
+
+
+def test_what_a_backend_states_goes_before_the_probe():
+    profile = devices.probe("cpu", [{"dtypes": ["float32"], "autograd": False}])
+    assert profile.lacks == ["float64", "bfloat16", "float16", "autograd"]
+    assert profile.lacking(Point("cpu", "float64")) == "device cpu does not compute in float64"
+    assert profile.lacking(Point("cpu", "float32")) is None
+
+
+def test_a_statement_that_nobody_knows_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "stating.py").write_text("conformance_profile = {'colour': 'red'}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="knows no 'colour'"):
+        devices.load_backend("stating")
+
+
+def test_a_device_that_answers_wrongly_is_found_lacking():
+    assert not devices.works(lambda: 1 / 0)
+    assert devices.works(devices.differentiates, CPU)
+    assert devices.works(devices.repeats, CPU)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4, 5), (2, 3, 2, 2, 2), (0, 3)])
+def test_a_layout_keeps_the_values(layout, shape):
+    x = torch.randn(shape)
+    assert torch.equal(devices.lay_out(x, layout), x)
+
+
+@pytest.mark.parametrize(("layout", "strides"), [("channels_last", (24, 1, 6, 2)), ("transposed", (1, 6, 2, 24))])
+def test_a_layout_is_another_order_of_memory(layout, strides):
+    laid = devices.lay_out(torch.randn(5, 2, 4, 3), layout)
+    assert laid.stride() == strides or not laid.is_contiguous()
+
+
+def test_a_dtype_that_makes_no_difference_is_one_that_the_device_has():
+    (point,) = Axes().points("cpu", ("float32", "float64"), ("float64",), ("eager",))
+    assert point.dtype == "float64"
+
+
+def test_dtypes_that_the_device_lacks_are_points_all_the_same():
+    points = Axes(dtype=("float32", "float64")).points("cpu", ("float32", "float64"), ("float32",), ("eager",))
+    assert [point.dtype for point in points] == ["float32", "float64"]
+
+
+VERDICTS = {
+    "right": set(),
+    "biased_variance": {"batchnorm"},
+    "unscaled_dropout": {"dropout"},
+    "overwritten_gradients": {"autograd"},
+}
+
+
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="a device in pure Python needs torch 2.11")
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_miniatures_are_told_apart(pytester, name):
+    claims = ["dropout.train.survivors-scaled", "dropout.eval.*", "batchnorm.train.running-var*", "autograd.accumulat*"]
+    chosen = [word for claim in claims for word in ("--claim", claim)]
+    backend = ["--backend", f"selftest.miniature.{name}", "--device", "miniature", "-p", "no:randomly"]
+    path = pytester.path / "out.jsonl"
+    arguments = [sys.executable, "-m", "pytest", "-q", f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
+    pytester.run(*arguments, *backend, *chosen, "--results", path, ROOT)
+    cases = [r for r in map(json.loads, path.read_text().splitlines()) if r["kind"] == "case"]
+    assert {c["claim"].partition(".")[0] for c in cases if c["outcome"] == "violated"} == VERDICTS[name]
+    assert "broken" not in {c["outcome"] for c in cases}
+    assert "holds" in {c["outcome"] for c in cases}
