@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--naive", type=int, default=0, metavar="N", help="runs of pytest-benchmark for contrast")
     parser.add_argument("--plants", type=int, default=2, metavar="N", help="kernels slowed by each amount (default 2)")
     parser.add_argument("--burners", type=int, default=0, metavar="N", help="processes that keep a core busy meanwhile")
-    parser.add_argument("--budget", type=float, default=200, metavar="SECONDS", help="of one run (default 200)")
+    parser.add_argument("--budget", type=float, default=220, metavar="SECONDS", help="of one run (default 220)")
     parser.add_argument("--out", type=Path, default=Path("power.jsonl"))
     options = parser.parse_args()
     with burning(options.burners), options.out.open("a", encoding="utf-8") as out:

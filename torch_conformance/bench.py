@@ -330,7 +330,7 @@ def compare_kernels(
     old: Path,
     new: Path,
     *,
-    budget_seconds: float = 200.0,
+    budget_seconds: float = 220.0,
     threshold: float = 0.05,
     resolution: float = 0.01,
     family: float = 0.05,
@@ -477,7 +477,9 @@ class _Comparison:
         result.verdict = "undecided"
         if own and within(result.interval.low, result.interval.high, self.threshold):
             result.verdict = "same"
-        result.note = None if rank else f"{len(logs)} launches are too few to call a difference"
+        result.note = (
+            None if rank else f"{self.looks.schedule[0]} launches are needed to call it; give it more --budget"
+        )
         return result.verdict == "same" and _beside_one(result.interval, self.resolution)
 
 
@@ -599,8 +601,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("old", metavar="OLD", help="a torch version (2.13.0) or a python executable")
     parser.add_argument("new", metavar="NEW", help="the same, for the other side")
-    parser.add_argument("--budget", type=float, default=200, metavar="SECONDS",
-                        help="stop after so long, ready or not (default 200)")  # fmt: skip
+    parser.add_argument("--budget", type=float, default=220, metavar="SECONDS",
+                        help="stop after so long, ready or not (default 220)")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=5, metavar="PERCENT",
                         help="a kernel counts when its whole interval lies above this (default 5)")  # fmt: skip
     parser.add_argument("--resolution", type=float, default=1, metavar="PERCENT",
