@@ -53,6 +53,21 @@ def linear_rounds_to_bfloat16(patch):
     linear(patch, lambda f, x, w, b: f(x.bfloat16().to(x.dtype), w.bfloat16().to(w.dtype), b))
 
 
+@mutant("linear.linear.sums-in-float32")
+def linear_adds_up_in_bfloat16(patch):
+    """Adds up in the dtype of its input, as the first bfloat16 kernels did."""
+
+    def change(original, x, weight, bias):
+        if x.element_size() > 2:
+            return original(x, weight, bias)
+        total = torch.zeros(1, dtype=x.dtype)
+        for column, factor in zip(x.unbind(-1), weight.unbind(-1), strict=True):
+            total = total + column[..., None] * factor
+        return total if bias is None else total + bias
+
+    linear(patch, change)
+
+
 @mutant("linear.linear.weight-layout")
 def linear_stores_in_by_out(patch):
     """Stores the weight as (in, out), as Keras and Flax do."""
@@ -437,7 +452,7 @@ def embedding_takes_any_padding(patch):
 
 
 def bag(patch, change):
-    """Replace torch.embedding_bag by ``change(original, weight, ids, offsets, mode, arguments behind)``; modes 0 1 2."""
+    """Replace torch.embedding_bag by ``change(original, weight, ids, offsets, mode, rest)``; modes are 0, 1 and 2."""
 
     def replacement(original, weight, ids, offsets, by_frequency, mode, *rest):
         return change(lambda w, i, o, m, r: original(w, i, o, by_frequency, m, *r), weight, ids, offsets, mode, rest)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from specs.reference import linear as reference
-from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
 
@@ -18,7 +18,7 @@ LEADING = [(), (1,), (4,), (2, 3), (2, 1, 3), (2, 2, 1, 3)]
 
 
 def roundings(case, terms):
-    """n products and n sums, half an eps each; reduced dtypes add up in float32, round once, and add the bias."""
+    """n products and n sums, half an eps each; reduced dtypes add up in float32, round, and add the bias."""
     return 1 + terms * min(1.0, 2.0**-23 / eps(case.dtype))
 
 
@@ -45,7 +45,7 @@ def judge_gradients(case, g, x, layer):
 
 
 @claim("linear.linear.formula")
-@axes(dtype=FLOATING)
+@axes(dtype=PRECISE)
 @pytest.mark.parametrize(("inputs", "outputs"), SIZES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_multiplies_by_the_transposed_weight_and_adds_the_bias(case, inputs, outputs, bias):
@@ -71,7 +71,7 @@ def test_weight_is_out_by_in(case, inputs, outputs):
 
 
 @claim("linear.linear.leading-dimensions")
-@axes(dtype=FLOATING)
+@axes(dtype=PRECISE)
 @pytest.mark.parametrize("leading", LEADING, ids=str)
 def test_any_leading_dimensions_and_none(case, leading):
     layer, x = case.module(nn.Linear, 7, 3), case.tensor(*leading, 7)
@@ -129,7 +129,7 @@ def test_bias_false_registers_none(case):
 
 
 @claim("linear.linear.gradients")
-@axes(dtype=FLOATING)
+@axes(dtype=PRECISE)
 @pytest.mark.parametrize(("inputs", "outputs"), SIZES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients(case, inputs, outputs, bias):
@@ -140,7 +140,7 @@ def test_gradients(case, inputs, outputs, bias):
 
 
 @claim("linear.linear.gradients")
-@axes(dtype=FLOATING, layout=("contiguous", "transposed"))
+@axes(dtype=PRECISE, layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("leading", [(), (2, 3), (2, 2, 1, 3)], ids=str)
 def test_gradients_sum_over_all_leading_dimensions(case, leading):
     layer = case.module(nn.Linear, 7, 3)
@@ -162,6 +162,19 @@ def test_what_needs_no_gradient_gets_none(case, frozen):
     layer(x).backward(g)
     for name, leaf in leaves.items():
         assert leaf.grad is None if name in frozen.split() else torch.equal(leaf.grad, full[name])
+
+
+@claim("linear.linear.sums-in-float32")
+@axes(dtype=REDUCED)
+@pytest.mark.parametrize(("inputs", "outputs"), SIZES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_reduced_dtypes_add_up_in_float32(case, inputs, outputs, bias):
+    layer = case.module(nn.Linear, inputs, outputs, bias=bias)
+    x, g = case.tensor(2, 3, inputs, requires_grad=True), case.tensor(2, 3, outputs)
+    y = layer(x)
+    judge(case, y, x, layer)
+    y.backward(g)
+    judge_gradients(case, g, x, layer)
 
 
 @claim("linear.linear.double-backward")
