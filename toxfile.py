@@ -1,7 +1,7 @@
 """tox plugin: an environment named torchX.Y[.Z] is made of that torch and of what the suite needs beside it.
 
-tox itself would take only the listed names and would want a table of versions; what each torch can live with is known to
-`torch_conformance.environments`, which the gate uses too.
+tox itself would take only the listed names and would want a table of versions; what each torch can live with is known
+to `torch_conformance.environments`, which the gate uses too.
 """
 
 from __future__ import annotations

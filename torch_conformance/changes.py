@@ -29,9 +29,9 @@ class ChangeError(UsageError):
 class Change:
     """Something that torch does otherwise since a release.
 
-    ``until`` is the release in which the old behaviour came back, ``also`` names releases in which what the example shows
-    moves for other reasons (a name appears, a message is reworded). Without ``url`` the change is known by measurement
-    only: it is shown beside what it explains, but excuses nothing.
+    ``until`` is the release in which the old behaviour came back, ``also`` names releases in which what the example
+    shows moves for other reasons (a name appears, a message is reworded). Without ``url`` the change is known by
+    measurement only: it is shown beside what it explains, but excuses nothing.
     """
 
     id: str
