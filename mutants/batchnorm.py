@@ -49,7 +49,7 @@ def momentum_of_another_framework(patch):
     patch.set(BatchNorm.__init__, "__defaults__", (1e-5, 0.01, True, True, None, None))
 
 
-@mutant("batchnorm.layer.state-dict", "batchnorm.running.no-gradient")
+@mutant("batchnorm.layer.state-dict")
 def statistics_as_parameters(patch):
     """Registers the running mean as a parameter."""
 
@@ -535,7 +535,7 @@ def dtypes_converted(patch):
     """Converts the input to the dtype of the layer."""
 
     def change(original, x, mean, *rest):
-        return original(x if mean is None or x.itemsize < 4 else x.to(mean.dtype), mean, *rest)
+        return original(x if mean is None or x.element_size() < 4 else x.to(mean.dtype), mean, *rest)
 
     on_batch_norm(patch, change)
 
@@ -632,7 +632,7 @@ def running_statistics_in_training(patch):
     on_batch_norm(patch, change)
 
 
-@mutant("batchnorm.network.sigmoid-nearly-linear", "batchnorm.network.sigmoid-gradient-alive")
+@mutant("batchnorm.network.sigmoid-nearly-linear")
 def sigmoid_hard(patch):
     """Replaces the sigmoid by a piecewise linear one, as is done on small machines."""
     patch.wrap(torch.Tensor, "sigmoid", lambda original, x: F.hardsigmoid(x))
@@ -781,3 +781,146 @@ def conversion_forgets_eps(patch):
 def conversion_trains(patch):
     """Makes a layer in train mode, as torch did until 2.1."""
     patch.source(nn.SyncBatchNorm.convert_sync_batchnorm, "module_output.training = module.training", "pass")
+
+
+@mutant("batchnorm.train.any-size", "batchnorm.train.formula")
+def last_channel_skipped(patch):
+    """Leaves the last channel of an odd number as it was: a loop over pairs."""
+
+    def change(original, x, *rest):
+        y = original(x, *rest)
+        return torch.cat([y[:, :-1], x[:, -1:]], 1) if x.shape[1] % 2 and x.shape[1] > 1 else y
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
+def channels_last_gradient_misses_its_tail(patch):
+    """Drops the last sample's gradient in the channels_last kernel alone."""
+
+    def change(original, x, mean, variance, weight, bias, training, *rest):
+        y = original(x, mean, variance, weight, bias, training, *rest)
+        if not (training and x.ndim == 4 and not x.is_contiguous() and len(x) > 1):
+            return y
+        return torch.cat([y[:-1], y[-1:].detach()])
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.eval.formula")
+def eval_squares_the_root(patch):
+    """Takes running_var for a deviation in eval mode."""
+
+    def change(original, x, mean, variance, weight, bias, training, *rest):
+        return original(x, mean, variance if training else variance**2, weight, bias, training, *rest)
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.functional.matches-the-layer", "batchnorm.functional.defaults")
+def functional_leaves_the_statistics(patch):
+    """Updates copies of the statistics that it was handed."""
+
+    def change(original, x, mean, variance, *rest):
+        return original(x, *(None if t is None else t.clone() for t in (mean, variance)), *rest)
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.gradient.eval")
+def eval_gradient_forgets_the_mean(patch):
+    """Takes x for x - r in the weight's gradient."""
+
+    def change(original, x, mean, variance, weight, bias, training, momentum, eps):
+        y = original(x, mean, variance, weight, bias, training, momentum, eps)
+        if training or weight is None or not weight.requires_grad:
+            return y
+        extra = spread((weight - weight.detach()) * mean / (variance + eps).sqrt(), x)
+        return y + extra.to(y.dtype)
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.running.update", "batchnorm.running.many-steps")
+def running_mean_lags(patch):
+    """Moves the running mean before it has the new batch: by the mean of the one before."""
+    last = {}
+
+    def change(original, x, mean, variance, weight, bias, training, momentum, eps):
+        old = None if mean is None else mean.clone()
+        y = original(x, mean, variance, weight, bias, training, momentum, eps)
+        if training and mean is not None and x.numel():
+            batch = x.detach().mean(over(x)).to(mean)
+            mean.copy_((1 - momentum) * old + momentum * last.get(len(batch), old))
+            last[len(batch)] = batch
+        return y
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.running.momentum-one")
+def old_statistics_linger(patch):
+    """Adds the new statistics to the old ones where momentum is 1."""
+
+    def change(original, x, mean, variance, weight, bias, training, momentum, eps):
+        old = None if mean is None else mean.clone()
+        y = original(x, mean, variance, weight, bias, training, momentum, eps)
+        if training and momentum == 1 and mean is not None:
+            mean.add_(old)
+        return y
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.train.mixed-precision")
+def output_promoted(patch):
+    """Returns float32 where the layer is float32."""
+
+    def change(original, x, mean, *rest):
+        y = original(x, mean, *rest)
+        return y if mean is None else y.to(mean.dtype)
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.eval.buffers-kept")
+def eval_goes_on_learning(patch):
+    """Updates the running mean in eval mode too, after having used it."""
+
+    def change(original, x, mean, variance, weight, bias, training, momentum, eps):
+        y = original(x, mean, variance, weight, bias, training, momentum, eps)
+        if not training and mean is not None and x.numel():
+            mean.lerp_(x.detach().mean(over(x)).to(mean), momentum)
+        return y
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.track.false")
+def untracked_eval_is_the_identity(patch):
+    """Normalises by 0 and 1 in eval mode where it has tracked nothing."""
+    patch.source(BatchNorm.forward, "(self.running_mean is None) and (self.running_var is None)", "False")
+
+
+@mutant("batchnorm.layer.affine-false", "batchnorm.functional.defaults")
+def missing_weight_taken_for_two(patch):
+    """Has another weight than 1 where there is none."""
+
+    def change(original, x, mean, variance, weight, bias, *rest):
+        weight = torch.full((x.shape[1],), 2, dtype=x.dtype) if weight is None and mean is not None else weight
+        return original(x, mean, variance, weight, bias, *rest)
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.running.no-gradient")
+def statistics_take_a_gradient(patch):
+    """Gives the running mean a gradient of zero, by which weight decay reaches it."""
+
+    def forward(original, module, x):
+        y = original(module, x)
+        if module.running_mean is not None and module.training:
+            module.running_mean.grad = torch.zeros_like(module.running_mean)
+        return y
+
+    patch.wrap(BatchNorm, "forward", forward)

@@ -553,3 +553,78 @@ def rrelu_sorts_its_bounds(patch):
         return original(x, min(lower, upper), max(lower, upper), train, inplace)
 
     patch.wrap(F, "rrelu", rrelu)
+
+
+@mutant("dropout.eval.identity", "dropout.eval.gradient-one")
+def alpha_active_in_eval(patch):
+    """Forgets to hand the mode on in AlphaDropout."""
+    patch.source(nn.AlphaDropout.forward, "self.training", "True")
+
+
+@mutant("dropout.train.every-position", "dropout.train.survivors-scaled")
+def first_element_always_kept(patch):
+    """Never drops the first element: an off-by-one in the loop of the kernel."""
+
+    def dropout(x, p, train):
+        if not train:
+            return x
+        mask = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - p) / (1 - p)
+        if x.numel():
+            mask.view(-1)[0] = 1
+        return x * mask
+
+    patch.kernel("dropout", dropout, "AutogradCPU")
+
+
+@mutant("dropout.train.elements-independent")
+def mask_repeats_every_eight(patch):
+    """Draws as many random numbers as a vector register has lanes, and uses them again for the next."""
+
+    def dropout(original, x, p, train, inplace):
+        if not train or not x.numel():
+            return original(x, p, train, inplace)
+        lanes = torch.empty(8, dtype=x.dtype).bernoulli_(1 - p) / (1 - p)
+        return x * lanes.repeat(x.numel() // 8 + 1)[: x.numel()].reshape(x.shape)
+
+    patch.wrap(F, "dropout", dropout)
+
+
+@mutant("dropout.train.gradient-uses-the-mask")
+def low_precision_backward_unscaled(patch):
+    """Forgets the scale in the backward of bfloat16 alone."""
+
+    def dropout(original, x, p, train, inplace):
+        y = original(x, p, train, inplace)
+        return y * (1 - p) + (y * p).detach() if train and x.dtype == torch.bfloat16 else y
+
+    patch.wrap(F, "dropout", dropout)
+
+
+@mutant("dropout.p.one", "dropout.p.read-at-every-call")
+def p_one_keeps_everything(patch):
+    """Takes p = 1 for a percentage."""
+    patch.wrap(F, "dropout", lambda original, x, p, *args: original(x, p if p < 1 else 0.0, *args))
+
+
+@mutant("dropout.p.out-of-range")
+def p_one_excluded_or_overrun(patch):
+    """Checks p against 1 after rounding it."""
+    patch.source(F.dropout3d, "p < 0.0 or p > 1.0", "round(p, 3) < 0.0 or round(p, 3) > 1.0")
+
+
+@mutant("dropout.channel.without-batch")
+def single_sample_keeps_its_batch(patch):
+    """Forgets to take the added dimension away."""
+    patch.source(F.dropout1d, "result.squeeze_(0) if inplace else result.squeeze(0)", "result")
+
+
+@mutant("dropout.rrelu.positive-passes")
+def rrelu_positive_gradient_scaled(patch):
+    """Multiplies the gradient of positive elements by the upper slope."""
+
+    def rrelu(original, x, lower, upper, train, inplace):
+        y = original(x, lower, upper, train, inplace)
+        part = torch.where(x > 0, y * upper, y)
+        return part + (y - part).detach()
+
+    patch.wrap(F, "rrelu", rrelu)
