@@ -1,0 +1,509 @@
+"""The ways in which hooks go wrong: forgotten, run twice, run in the wrong order, or shown the wrong thing."""
+
+import importlib
+import inspect
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_file
+from torch.utils import hooks as hooks_file
+
+from torch_conformance.mutation import NotApplicable, mutant
+
+Module = nn.Module
+optimizer_file = importlib.import_module("torch.optim.optimizer")
+
+
+def fragment(patch, function, *choices):
+    """Replace the first fragment that this torch's source holds; each choice is ``(old, new)``."""
+    text = inspect.getsource(inspect.unwrap(function))
+    for old, new in choices:
+        if old in text:
+            return patch.source(function, old, new)
+    raise NotApplicable(f"{function.__qualname__} holds none of {choices}")
+
+
+def need(owner, name):
+    if not hasattr(owner, name):
+        raise NotApplicable(f"{owner!r} has no {name}")
+    return getattr(owner, name)
+
+
+def rehook(patch, owner, name, change):
+    """Register ``change(hook)`` instead of the hook."""
+    need(owner, name)
+    patch.wrap(owner, name, lambda original, self, hook, *a, **kw: original(self, change(hook), *a, **kw))
+
+
+@mutant("hooks.forward.pre-hook")
+def pre_hooks_only_look(patch):
+    """Drops what a pre-hook returns."""
+    rehook(patch, Module, "register_forward_pre_hook", lambda hook: lambda *given: hook(*given) and None)
+
+
+@mutant("hooks.forward.pre-hook")
+def tuples_wrapped_again(patch):
+    """Wraps what a pre-hook returns, even where it is a tuple."""
+    fragment(
+        patch,
+        Module._call_impl,
+        ("if not isinstance(args_result, tuple):", "if True:"),
+        (
+            "if not isinstance(result, tuple):\n                            result",
+            "if True:\n                            result",
+        ),
+    )
+
+
+@mutant("hooks.forward.hook", "hooks.forward.order")
+def forward_hooks_only_look(patch):
+    """Drops what a forward hook returns."""
+
+    def change(hook):
+        def quiet(*given):
+            hook(*given)
+
+        return quiet
+
+    rehook(patch, Module, "register_forward_hook", change)
+
+
+@mutant("hooks.forward.order", "hooks.forward.prepend")
+def last_hook_first(patch):
+    """Runs hooks like the exits of a stack, last one first."""
+
+    def register(original, module, hook, **options):
+        handle = original(module, hook, **options)
+        module._forward_pre_hooks.move_to_end(handle.id, last=False)
+        return handle
+
+    patch.wrap(Module, "register_forward_pre_hook", register)
+
+
+@mutant("hooks.forward.prepend")
+def prepend_ignored(patch):
+    """Puts every hook at the end."""
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        if "prepend" not in inspect.signature(getattr(Module, name)).parameters:
+            raise NotApplicable(f"{name} has no prepend")
+        patch.wrap(Module, name, lambda original, self, hook, prepend=False, **kw: original(self, hook, **kw))
+
+
+@mutant("hooks.forward.global-first")
+def global_hooks_last(patch):
+    """Runs the hooks for all modules after the module's own."""
+    fragment(
+        patch,
+        Module._call_impl,
+        (
+            "*_global_forward_hooks.items(),\n                    *self._forward_hooks.items(),",
+            "*self._forward_hooks.items(), *_global_forward_hooks.items(),",
+        ),
+        (
+            "*_global_forward_hooks.items(),\n                *self._forward_hooks.items(),",
+            "*self._forward_hooks.items(), *_global_forward_hooks.items(),",
+        ),
+        (
+            "(*_global_forward_hooks.values(), *self._forward_hooks.values())",
+            "(*self._forward_hooks.values(), *_global_forward_hooks.values())",
+        ),
+    )
+
+
+@mutant("hooks.forward.global-first")
+def global_hooks_overlooked(patch):
+    """Takes the short way when the module has no hooks of its own."""
+    fragment(patch, Module._call_impl, ("or _global_forward_hooks or _global_forward_pre_hooks", ""))
+
+
+@mutant("hooks.forward.with-kwargs")
+def keywords_dropped(patch):
+    """Shows an empty dict instead of the keywords."""
+    fragment(
+        patch,
+        Module._call_impl,
+        ("hook_result = hook(self, args, kwargs, result)", "hook_result = hook(self, args, {}, result)"),
+    )
+
+
+@mutant("hooks.forward.with-kwargs")
+def replaced_keywords_dropped(patch):
+    """Takes the inputs that a pre-hook returns, and not the keywords."""
+    fragment(patch, Module._call_impl, ("args, kwargs = args_kwargs_result", "args, _ = args_kwargs_result"))
+
+
+@mutant("hooks.forward.bad-pre-hook")
+def bad_pre_hook_passes(patch):
+    """Ignores what it cannot use."""
+    fragment(
+        patch,
+        Module._call_impl,
+        (
+            "if args_kwargs_result is not None:",
+            "if isinstance(args_kwargs_result, tuple) and len(args_kwargs_result) == 2:",
+        ),
+    )
+
+
+@mutant("hooks.forward.always-call")
+def errors_skip_all_hooks(patch):
+    """Lets an error skip every hook."""
+    fragment(
+        patch,
+        Module._call_impl,
+        ("if hook_id in self._forward_hooks_always_called and hook_id not in", "if False and hook_id in"),
+    )
+
+
+@mutant("hooks.forward.always-call")
+def always_called_twice(patch):
+    """Runs a hook again after an error though it had run already."""
+    fragment(patch, Module._call_impl, ("called_always_called_hooks.add(hook_id)", "pass"))
+
+
+@mutant("hooks.forward.global-always-call", "hooks.forward.global-always-call-with-kwargs")
+def errors_skip_global_hooks(patch):
+    """Lets an error skip the hooks for all modules."""
+    fragment(
+        patch,
+        Module._call_impl,
+        ("if hook_id in _global_forward_hooks_always_called and hook_id not in", "if False and hook_id in"),
+    )
+    if "with_kwargs" in inspect.signature(module_file.register_module_forward_hook).parameters:
+        patch.source(Module._call_impl, "or hook_id in _global_forward_hooks_with_kwargs", "or False")
+
+
+@mutant("hooks.forward.direct-call-bypasses")
+def call_bypasses_hooks(patch):
+    """Calls forward straight away: the short way of a compiled module."""
+
+    def call(original, module, *args, **kwargs):
+        if isinstance(module, nn.Module) and type(module).__name__ == "Affine":
+            return module.forward(*args, **kwargs)
+        return original(module, *args, **kwargs)
+
+    patch.wrap(Module, "__call__", call)
+
+
+@mutant("hooks.forward.replaced-output-is-differentiated")
+def hooks_under_no_grad(patch):
+    """Runs hooks without recording a graph."""
+
+    def change(hook):
+        def quiet(module, args, *rest):
+            found = hook(module, args, *rest)
+            if not isinstance(found, torch.Tensor):
+                return found
+            return found.detach() + (args[0] - args[0].detach() if not rest else rest[-1] - rest[-1].detach())
+
+        return quiet
+
+    rehook(patch, Module, "register_forward_pre_hook", change)
+    rehook(patch, Module, "register_forward_hook", change)
+
+
+@mutant("hooks.handle.removal", "hooks.forward.order")
+def remove_takes_all(patch):
+    """Clears the whole register."""
+
+    def remove(original, handle):
+        held = handle.hooks_dict_ref()
+        if held is not None:
+            held.clear()
+
+    patch.wrap(hooks_file.RemovableHandle, "remove", remove)
+
+
+@mutant("hooks.handle.removal")
+def block_does_not_remove(patch):
+    """Forgets to remove at the end of the block."""
+    patch.set(hooks_file.RemovableHandle, "__exit__", lambda handle, *error: None)
+
+
+@mutant("hooks.handle.copied")
+def copies_lose_hooks(patch):
+    """Leaves the hooks out of a copy, as a state_dict does."""
+
+    def restore(original, module, state):
+        original(module, {**state, "_forward_hooks": type(state["_forward_hooks"])()})
+
+    patch.wrap(Module, "__setstate__", restore)
+
+
+def on_backward_hook(patch, change):
+    rehook(patch, Module, "register_full_backward_hook", change)
+
+
+@mutant("hooks.backward.values")
+def gradients_swapped(patch):
+    """Hands the hook the gradients of outputs and inputs the wrong way round."""
+    on_backward_hook(patch, lambda hook: lambda module, into, out: hook(module, out, into))
+
+
+@mutant("hooks.backward.values")
+def tensors_only(patch):
+    """Leaves inputs that are no tensors out of the tuple."""
+    on_backward_hook(
+        patch, lambda hook: lambda module, into, out: hook(module, tuple(g for g in into if g is not None), out)
+    )
+
+
+@mutant("hooks.backward.replaces", "hooks.backward.order")
+def backward_hooks_only_look(patch):
+    """Drops what a backward hook returns."""
+
+    def change(hook):
+        def quiet(*given):
+            hook(*given)
+
+        return quiet
+
+    on_backward_hook(patch, change)
+
+
+@mutant("hooks.backward.without-input-gradient")
+def needs_input_gradients(patch):
+    """Fires only when an input requires grad."""
+    on_backward_hook(
+        patch,
+        lambda hook: lambda module, into, out: hook(module, into, out) if any(g is not None for g in into) else None,
+    )
+
+
+@mutant("hooks.backward.order")
+def own_backward_hooks_first(patch):
+    """Runs the module's own backward hooks before those for all modules."""
+    text = inspect.getsource(Module._get_backward_hooks)
+    if "full_backward_hooks += self._backward_hooks.values()" not in text:
+        raise NotApplicable("_get_backward_hooks is written otherwise")
+    patch.source(
+        Module._get_backward_hooks,
+        "full_backward_hooks += self._backward_hooks.values()",
+        "full_backward_hooks[:0] = self._backward_hooks.values()",
+    )
+
+
+@mutant("hooks.backward.bad-return")
+def surplus_gradients_dropped(patch):
+    """Cuts or fills what a hook returned to the number that it needs."""
+
+    def change(hook):
+        def quiet(module, into, out):
+            found = hook(module, into, out)
+            if not isinstance(found, tuple):
+                return found
+            return tuple(f if isinstance(f, torch.Tensor) else g for f, g in zip([*found, *into], into, strict=False))
+
+        return quiet
+
+    on_backward_hook(patch, change)
+
+
+@mutant("hooks.backward.inplace-raises")
+def outputs_not_guarded(patch):
+    """Hands out outputs that look innocent."""
+    patch.wrap(
+        hooks_file.BackwardHook,
+        "setup_output_hook",
+        lambda original, self, result: (
+            original(self, result) * 1 if torch.is_tensor(result) else original(self, result)
+        ),
+    )
+    patch.wrap(
+        hooks_file.BackwardHook,
+        "setup_input_hook",
+        lambda original, self, args: tuple(a * 1 if torch.is_tensor(a) else a for a in original(self, args)),
+    )
+
+
+@mutant("hooks.backward.pre-hook", "hooks.backward.pre-hook-without-input-gradient")
+def backward_pre_hooks_only_look(patch):
+    """Drops what a backward pre-hook returns."""
+
+    def change(hook):
+        def quiet(*given):
+            hook(*given)
+
+        return quiet
+
+    rehook(patch, Module, "register_full_backward_pre_hook", change)
+
+
+@mutant("hooks.backward.kinds-do-not-mix")
+def kinds_mix(patch):
+    """Does not look which kind is there already."""
+    for name in ("register_backward_hook", "register_full_backward_hook"):
+        function = getattr(Module, name)
+        fragment(
+            patch,
+            function,
+            ("if self._is_full_backward_hook is True:", "if False:"),
+            ("if self._is_full_backward_hook is False:", "if False:"),
+        )
+
+
+def on_tensor_hook(patch, change):
+    patch.wrap(torch.Tensor, "register_hook", lambda original, x, hook: original(x, change(hook)))
+
+
+@mutant("hooks.tensor.replaces", "hooks.tensor.order", "hooks.tensor.retained-after-hooks")
+def tensor_hooks_only_look(patch):
+    """Drops what a tensor hook returns."""
+
+    def change(hook):
+        def quiet(g):
+            hook(g)
+
+        return quiet
+
+    on_tensor_hook(patch, change)
+
+
+@mutant("hooks.tensor.order")
+def tensor_hooks_last_first(patch):
+    """Keeps one hook alone: the newest."""
+
+    def register(original, x, hook):
+        handle = original(x, hook)
+        if x._backward_hooks is not None:
+            x._backward_hooks.move_to_end(handle.id, last=False)
+        return handle
+
+    patch.wrap(torch.Tensor, "register_hook", register)
+
+
+@mutant("hooks.tensor.sums-first")
+def hooks_at_every_use(patch):
+    """Calls the hook for each use of the tensor, as a hook on the edge would."""
+    on_tensor_hook(patch, lambda hook: lambda g: (hook(g / 2), hook(g / 2))[1])
+
+
+@mutant("hooks.tensor.needs-requires-grad")
+def hooks_on_anything(patch):
+    """Registers a hook that can never be called."""
+
+    def register(original, x, hook):
+        return (
+            original(x, hook)
+            if x.requires_grad
+            else hooks_file.RemovableHandle(__import__("collections").OrderedDict())
+        )
+
+    patch.wrap(torch.Tensor, "register_hook", register)
+
+
+@mutant("hooks.tensor.bad-return")
+def hooks_may_return_anything(patch):
+    """Ignores what is no gradient."""
+
+    def change(hook):
+        def lenient(g):
+            found = hook(g)
+            return found if isinstance(found, torch.Tensor) and found.shape == g.shape else None
+
+        return lenient
+
+    on_tensor_hook(patch, change)
+
+
+@mutant("hooks.tensor.retained-after-hooks")
+def retained_before_hooks(patch):
+    """Keeps the gradient as it comes, before any hook that is registered later."""
+
+    def retain(original, x):
+        x.register_hook(lambda g: setattr(x, "grad", g.clone()))
+
+    patch.wrap(torch.Tensor, "retain_grad", retain)
+
+
+@mutant("hooks.tensor.post-accumulate")
+def post_accumulate_before_the_sum(patch):
+    """Calls the hook when the gradient comes, before it is added."""
+    need(torch.Tensor, "register_post_accumulate_grad_hook")
+
+    def register(original, x, hook):
+        def early(g):
+            if x.grad is None:
+                x.grad = torch.zeros_like(g)
+            hook(x)
+
+        return x.register_hook(early)
+
+    patch.wrap(torch.Tensor, "register_post_accumulate_grad_hook", register)
+
+
+@mutant("hooks.tensor.post-accumulate-leaves-only")
+def post_accumulate_anywhere(patch):
+    """Takes any tensor, and whatever the hook returns."""
+    need(torch.Tensor, "register_post_accumulate_grad_hook")
+
+    def register(original, x, hook):
+        return original(x, lambda p: hook(p) and None) if x.is_leaf and x.requires_grad else None
+
+    patch.wrap(torch.Tensor, "register_post_accumulate_grad_hook", register)
+
+
+@mutant("hooks.node.hooks", "hooks.tensor.replaces")
+def products_forget_a_factor(patch):
+    """Loses the scale of a multiplication by a number."""
+    patch.wrap(torch.Tensor, "__mul__", lambda original, x, y: original(x, y) if torch.is_tensor(y) else x + x * 0)
+
+
+@mutant("hooks.node.multi-grad")
+def multi_grad_without_none(patch):
+    """Leaves tensors without a gradient out."""
+    register = need(torch.autograd.graph, "register_multi_grad_hook")
+    if "seen" in inspect.signature(register).parameters:
+        raise NotApplicable("register_multi_grad_hook is written otherwise")
+
+    def wrapped(original, tensors, fn, **options):
+        if options.get("mode") == "any":
+            return original(tensors, lambda g: fn(g * 2), **options)
+        return original(tensors, lambda grads: fn([g for g in grads if g is not None]), **options)
+
+    patch.wrap(torch.autograd.graph, "register_multi_grad_hook", wrapped)
+
+
+@mutant("hooks.optimizer.step-hooks")
+def post_hooks_before_the_step(patch):
+    """Runs all step hooks before the step."""
+    rehook(patch, torch.optim.Optimizer, "register_step_pre_hook", lambda hook: lambda o, a, kw: None)
+
+
+@mutant("hooks.optimizer.step-hooks")
+def replaced_arguments_dropped(patch):
+    """Shows a pre-hook the arguments, and does not take what it returns."""
+    need(torch.optim.Optimizer, "register_step_pre_hook")
+    rehook(
+        patch, torch.optim.Optimizer, "register_step_pre_hook", lambda hook: lambda o, a, kw: hook(o, a, kw) and None
+    )
+
+
+@mutant("hooks.optimizer.global-step-hooks")
+def global_step_hooks_ignored(patch):
+    """Runs the hooks of the optimizer alone."""
+    need(optimizer_file, "register_optimizer_step_pre_hook")
+    patch.wrap(optimizer_file, "register_optimizer_step_pre_hook", lambda original, hook: original(lambda *_: None))
+
+
+@mutant("hooks.optimizer.state-dict-hooks")
+def optimizer_state_hooks_only_look(patch):
+    """Drops the mapping that a hook returns."""
+
+    def change(hook):
+        def quiet(*given):
+            hook(*given)
+
+        return quiet
+
+    for name in ("register_state_dict_post_hook", "register_load_state_dict_pre_hook"):
+        rehook(patch, torch.optim.Optimizer, name, change)
+
+
+@mutant("hooks.registration.hooks")
+def registration_hooks_only_look(patch):
+    """Drops what a registration hook returns."""
+    for kind in ("parameter", "buffer", "module"):
+        name = f"register_module_{kind}_registration_hook"
+        need(module_file, name)
+        patch.wrap(module_file, name, lambda original, hook: original(lambda *given: hook(*given) and None))
