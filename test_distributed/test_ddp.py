@@ -5,6 +5,7 @@ against what one process computes on all samples.
 """
 
 import contextlib
+import importlib
 import os
 import tempfile
 
@@ -124,8 +125,12 @@ def work(rank, address, home):
 @pytest.fixture(scope="module")
 def seen():
     """Scenario to what rank 0 and rank 1 saw."""
-    if not dist.is_available() or not dist.is_gloo_available() or not hasattr(os, "fork"):
+    if not dist.is_available() or not dist.is_gloo_available():
         return None
+    if not hasattr(os, "fork") or torch.cuda.is_initialized():
+        return None
+    if hasattr(torch, "compile"):
+        importlib.import_module("torch._dynamo")  # DDP imports it: once before the fork, not once in each process
     context = mp.get_context("fork")  # a spawned process would import torch once more
     with tempfile.TemporaryDirectory() as folder:
         home = context.Queue()
@@ -144,7 +149,7 @@ def seen():
 @pytest.fixture
 def ranks(case, seen):
     if seen is None:
-        raise case.unsupported("needs torch.distributed with gloo, and fork")
+        raise case.unsupported("needs torch.distributed with gloo, and fork before CUDA is in use")
     return seen
 
 

@@ -1,0 +1,193 @@
+"""The ways in which automatic mixed precision goes wrong."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_conformance.mutation import NotApplicable, mutant
+
+autocast = torch.amp.autocast_mode.autocast
+
+
+def entering(patch, wrapper):
+    patch.wrap(autocast, "__enter__", wrapper)
+
+
+def scaler(patch, name, wrapper):
+    if not hasattr(torch.amp, "GradScaler"):
+        raise NotApplicable("no torch.amp.GradScaler")
+    patch.wrap(torch.amp.GradScaler, name, wrapper)
+
+
+@mutant(
+    "amp.autocast.eligible-operations", "amp.autocast.parameters-stay", "amp.autocast.default-dtype",
+    "amp.autocast.losses-in-float32", "amp.autocast.backward", "amp.autocast.norm-buffers-stay",
+    "amp.autocast.widest-type", "amp.autocast.binary-cross-entropy",
+)  # fmt: skip
+def autocast_never_enabled(patch):
+    """Enters the region without effect, as on a device whose autocast is not implemented."""
+
+    def enter(original, self):
+        self._enabled = False
+        return original(self)
+
+    entering(patch, enter)
+
+
+@mutant("amp.autocast.value", "amp.autocast.others-keep-their-dtype", "amp.autocast.dtype-given")
+def another_dtype(patch):
+    """Casts to a dtype of its own choice."""
+
+    def enter(original, self):
+        self.fast_dtype = torch.bfloat16 if self.fast_dtype == torch.float16 else torch.float16
+        return original(self)
+
+    entering(patch, enter)
+
+
+@mutant("amp.autocast.others-keep-their-dtype")
+def norms_forced_to_float32(patch):
+    """Runs norms in float32 on the CPU, as CUDA does."""
+
+    def float32(original, x, *args, **kwargs):
+        return original(x.float(), *args, **kwargs)
+
+    for name in ("batch_norm", "layer_norm", "group_norm", "instance_norm"):
+        patch.wrap(F, name, float32)
+
+
+@mutant("amp.autocast.ineligible-dtypes")
+def doubles_are_cast(patch):
+    """Casts float64 operands too."""
+    patch.wrap(F, "linear", lambda original, x, *rest: original(*(
+        t.float() if t is not None and t.dtype == torch.float64 and torch.is_autocast_cpu_enabled() else t
+        for t in (x, *rest))))  # fmt: skip
+
+
+@mutant("amp.autocast.in-place-and-out")
+def in_place_rounds(patch):
+    """Rounds the operands of in-place products."""
+
+    def addmm_(original, self, a, b, **kwargs):
+        return original(self, a.bfloat16().float(), b.bfloat16().float(), **kwargs)
+
+    patch.set(torch.Tensor, "addmm_", lambda self, a, b: addmm_(torch._C.TensorBase.addmm_
+              if hasattr(torch._C, "TensorBase") else torch._C._TensorBase.addmm_, self, a, b))  # fmt: skip
+
+
+@mutant("amp.autocast.leaves-modes-alone")
+def autocast_switches_gradients_off(patch):
+    """Takes mixed precision for inference and switches gradients off."""
+
+    def enter(original, self):
+        torch.set_grad_enabled(False)
+        return original(self)
+
+    entering(patch, enter)
+
+
+@mutant("amp.autocast.nested-disable")
+def nested_disable_ignored(patch):
+    """Leaves the outer region's state where a nested one disables it."""
+
+    def enter(original, self):
+        self._enabled = self._enabled or torch.is_autocast_cpu_enabled()
+        return original(self)
+
+    entering(patch, enter)
+
+
+@mutant("amp.autocast.restored-and-thread-local", "amp.autocast.nested-disable")
+def state_not_restored(patch):
+    """Leaves the region without restoring what was before."""
+    patch.wrap(autocast, "__exit__", lambda original, self, *error: (torch.autocast_decrement_nesting(), False)[1])
+
+
+@mutant("amp.autocast.weight-cache")
+def cache_switch_inverted(patch):
+    """Caches where it must not, and not where it may."""
+
+    def enter(original, self):
+        self._cache_enabled = not self._cache_enabled
+        return original(self)
+
+    entering(patch, enter)
+
+
+@mutant("amp.custom.device-type")
+def custom_takes_no_arguments(patch):
+    """Needs no device: the notes taken at their word."""
+    patch.wrap(torch.amp, "custom_fwd", lambda original, fwd=None, **o: original(fwd, **{"device_type": "cuda", **o}))
+
+
+@mutant("amp.custom.forward-state")
+def custom_backward_in_the_callers_state(patch):
+    """Casts nothing and runs backward in whatever state it finds."""
+    if not hasattr(torch.amp, "custom_fwd"):
+        raise NotApplicable("no torch.amp.custom_fwd")
+    patch.set(torch.amp, "custom_fwd", lambda device_type, cast_inputs=None: lambda fwd: fwd)
+    patch.set(torch.amp, "custom_bwd", lambda device_type: lambda bwd: bwd)
+
+
+@mutant("amp.scaler.scale", "amp.scaler.step-unscales")
+def scales_twice(patch):
+    """Multiplies by the square of the scale."""
+    scaler(patch, "scale", lambda original, self, x: original(self, original(self, x)))
+
+
+@mutant("amp.scaler.step-unscales", "amp.scaler.unscale-once", "amp.scaler.disabled")
+def step_does_not_unscale(patch):
+    """Steps with the scaled gradients and returns nothing."""
+    scaler(patch, "step", lambda original, self, optimizer, *a, **k: optimizer.step(*a, **k) if self._enabled else None)
+
+
+@mutant("amp.scaler.skips-nonfinite", "amp.scaler.several-optimizers")
+def steps_on_nan(patch):
+    """Steps although a gradient is not finite."""
+    scaler(patch, "_maybe_opt_step", lambda original, self, optimizer, state, *a, **k: optimizer.step(*a, **k))
+
+
+@mutant("amp.scaler.update", "amp.scaler.skips-nonfinite")
+def never_backs_off(patch):
+    """Grows on a skip where it must back off."""
+
+    def update(original, self, *args):
+        self._backoff_factor, kept = self._growth_factor, self._backoff_factor
+        original(self, *args)
+        self._backoff_factor = kept
+
+    scaler(patch, "update", update)
+
+
+@mutant("amp.scaler.state-dict")
+def growth_count_forgotten(patch):
+    """Leaves the count of good steps out of what is restored."""
+
+    def load(original, self, state):
+        original(self, {**state, "_growth_tracker": 0})
+
+    scaler(patch, "load_state_dict", load)
+
+
+@mutant("amp.autocast.cuda-lists")
+def cuda_losses_in_half(patch):
+    """Computes losses in the dtype of their input."""
+    patch.wrap(F, "mse_loss", lambda original, x, y, *args, **kwargs: original(x, y, *args, **kwargs).to(x.dtype))
+
+
+@mutant("amp.tf32.defaults")
+def tf32_on_by_default(patch):
+    """Switches TF32 on, as torch 1.7 to 1.11 did."""
+    patch.set(torch.backends.cuda.matmul, "allow_tf32", True)
+
+
+@mutant("amp.autocast.norm-buffers-stay")
+def batch_norm_casts_its_buffers(patch):
+    """Keeps running statistics in the dtype of the input."""
+
+    def forward(original, layer, x):
+        layer.running_mean = layer.running_mean.to(x.dtype)
+        layer.running_var = layer.running_var.to(x.dtype)
+        return original(layer, x)
+
+    patch.wrap(nn.BatchNorm1d, "forward", forward)

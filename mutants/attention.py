@@ -1,0 +1,369 @@
+"""The ways in which an implementation of attention and the Transformer goes wrong."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import transformer
+
+from torch_conformance.mutation import NotApplicable, mutant
+
+SDPA = "scaled_dot_product_attention"
+Encoder, Decoder = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer
+
+
+def sdpa(patch, wrapper):
+    """Call ``wrapper(original, q, k, v, **options)`` in place of scaled_dot_product_attention."""
+    if not hasattr(F, SDPA):
+        raise NotApplicable("no scaled_dot_product_attention")
+
+    def whole(original, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
+        return wrapper(original, q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **options)
+
+    patch.wrap(F, SDPA, whole)
+
+
+@mutant("attention.sdpa.formula", "attention.sdpa.gradient", "attention.sdpa.causal", "attention.sdpa.grouped-queries")
+def scores_unscaled(patch):
+    """Leaves out the root of the width, as dot-product attention did before the Transformer."""
+    sdpa(patch, lambda original, q, *rest, **o: original(q * q.shape[-1] ** 0.5, *rest, **o))
+
+
+@mutant("attention.sdpa.scale")
+def scale_ignored(patch):
+    """Takes scale and does not use it."""
+    sdpa(patch, lambda original, *args, scale=None, **o: original(*args, **o))
+
+
+@mutant("attention.sdpa.boolean-mask", "attention.mha.mask-polarity-differs")
+def boolean_mask_inverted(patch):
+    """Reads True as hidden, as MultiheadAttention does."""
+
+    def inverted(original, q, k, v, attn_mask=None, **o):
+        return original(q, k, v, attn_mask=~attn_mask if attn_mask is not None and attn_mask.dtype == torch.bool
+                        else attn_mask, **o)  # fmt: skip
+
+    sdpa(patch, inverted)
+
+
+@mutant("attention.sdpa.float-mask", "attention.mha.masks")
+def float_mask_scaled(patch):
+    """Adds the mask before scaling, so that it is scaled too."""
+
+    def scaled(original, q, k, v, attn_mask=None, **o):
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask / q.shape[-1] ** 0.5
+        return original(q, k, v, attn_mask=attn_mask, **o)
+
+    sdpa(patch, scaled)
+
+
+@mutant("attention.sdpa.causal")
+def causal_from_the_lower_right(patch):
+    """Aligns the causal mask with the last key, as FlashAttention 2.1 does."""
+
+    def aligned(original, q, k, v, attn_mask=None, is_causal=False, **o):
+        if is_causal:
+            shown = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device)
+            attn_mask = shown.tril(k.shape[-2] - q.shape[-2])
+        return original(q, k, v, attn_mask=attn_mask, **o)
+
+    sdpa(patch, aligned)
+
+
+@mutant("attention.sdpa.mask-or-causal")
+def mask_wins_over_causal(patch):
+    """Forgets is_causal where there is a mask."""
+
+    def wins(original, q, k, v, attn_mask=None, is_causal=False, **o):
+        return original(q, k, v, attn_mask=attn_mask, is_causal=is_causal and attn_mask is None, **o)
+
+    sdpa(patch, wins)
+
+
+@mutant("attention.sdpa.masked-row-is-zero", "attention.sdpa.masked-row-is-nan")
+def masked_row_is_the_mean(patch):
+    """Uses a large negative number for minus infinity, so that a row without keys takes the mean of the values."""
+
+    def finite(original, q, k, v, attn_mask=None, **o):
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -1e4)
+        elif attn_mask is not None:
+            attn_mask = attn_mask.clamp(min=-1e4)
+        return original(q, k, v, attn_mask=attn_mask, **o)
+
+    sdpa(patch, finite)
+
+
+@mutant("attention.sdpa.dropout", "attention.sdpa.dropout-ignores-the-mode")
+def sdpa_never_drops(patch):
+    """Ignores dropout_p, as inference kernels do."""
+    sdpa(patch, lambda original, *args, dropout_p=0.0, **o: original(*args, dropout_p=0.0, **o))
+
+
+@mutant(
+    "attention.sdpa.deterministic-without-dropout",
+    "attention.mha.stateless",
+    "attention.encoder-layer.eval-drops-nothing",
+)
+def seed_drawn_always(patch):
+    """Draws the seed of a fused dropout although nothing is dropped."""
+
+    def draws(original, *args, **options):
+        torch.rand(1)
+        return original(*args, **options)
+
+    if hasattr(F, SDPA):
+        patch.wrap(F, SDPA, draws)
+    patch.wrap(F, "linear", draws)
+
+
+@mutant("attention.sdpa.grouped-queries")
+def groups_interleaved(patch):
+    """Tiles the heads of the keys where they must be repeated."""
+
+    def tiled(original, q, k, v, enable_gqa=False, **o):
+        if enable_gqa and q.shape[-3] % k.shape[-3] == 0:
+            k, v = (t.repeat(1, q.shape[-3] // t.shape[-3], 1, 1).flip(-3) for t in (k, v))
+        return original(q, k, v, enable_gqa=enable_gqa, **o)
+
+    sdpa(patch, tiled)
+
+
+MHA = F.multi_head_attention_forward
+
+
+@mutant("attention.mha.formula", "attention.mha.weights", "attention.mha.gradient", "attention.mha.masks")
+def scaled_by_the_whole_width(patch):
+    """Scales by the root of the embedding's width, not of the head's."""
+    try:
+        patch.source(
+            MHA, "q_scaled = q * math.sqrt(1.0 / float(E))", "q_scaled = q * math.sqrt(1.0 / float(embed_dim))"
+        )
+    except NotApplicable:
+        patch.source(MHA, "q_scaled = q / math.sqrt(E)", "q_scaled = q / math.sqrt(embed_dim)")
+
+
+@mutant(
+    "attention.mha.formula", "attention.mha.fast-path", "attention.mha.unbatched", "attention.transformer.composition"
+)
+def key_and_value_weights_exchanged(patch):
+    """Projects keys by the values' weights: another order in the packed matrix."""
+
+    def exchanged(original, q, k, v, w, b=None):
+        wq, wk, wv = w.chunk(3)
+        if b is not None:
+            bq, bk, bv = b.chunk(3)
+            b = torch.cat([bq, bv, bk])
+        return original(q, k, v, torch.cat([wq, wv, wk]), b)
+
+    patch.wrap(F, "_in_projection_packed", exchanged)
+
+
+@mutant("attention.mha.widths-of-keys-and-values")
+def separate_projection_forgets_the_bias(patch):
+    """Leaves out the biases where the projections are separate."""
+    patch.wrap(F, "_in_projection", lambda original, *args: original(*args[:6]))
+
+
+@mutant("attention.mha.added-keys")
+def zero_key_is_a_one(patch):
+    """Adds ones where zeros are due, and hides the learned key."""
+    patch.source(MHA, "torch.zeros(zero_attn_shape", "torch.ones(zero_attn_shape")
+    patch.source(MHA, "v = torch.cat([v, bias_v.repeat(1, bsz, 1)])", "v = torch.cat([v, bias_k.repeat(1, bsz, 1)])")
+
+
+@mutant("attention.mha.boolean-mask", "attention.mha.masks", "attention.mha.mask-polarity-differs")
+def mha_mask_inverted(patch):
+    """Reads True as shown, as scaled_dot_product_attention does."""
+
+    def forward(original, layer, *args, attn_mask=None, key_padding_mask=None, **o):
+        attn_mask, key_padding_mask = (
+            ~m if m is not None and m.dtype == torch.bool else m for m in (attn_mask, key_padding_mask)
+        )
+        return original(layer, *args, attn_mask=attn_mask, key_padding_mask=key_padding_mask, **o)
+
+    patch.wrap(nn.MultiheadAttention, "forward", forward)
+
+
+@mutant("attention.mha.weights", "attention.mha.batch-first")
+def weights_summed_over_heads(patch):
+    """Sums the weights over the heads."""
+
+    def forward(original, layer, *args, **o):
+        y, w = original(layer, *args, **o)
+        return y, w * layer.num_heads if w is not None and o.get("average_attn_weights", True) else w
+
+    patch.wrap(nn.MultiheadAttention, "forward", forward)
+
+
+@mutant("attention.mha.weights-after-dropout")
+def weights_before_dropout(patch):
+    """Returns the weights before dropout: the belief come true."""
+    patch.source(MHA, "attn_output_weights = dropout(attn_output_weights, p=dropout_p)", "v = dropout(v, p=dropout_p)")
+
+
+@mutant("attention.mha.dropout-in-training-only", "attention.encoder-layer.eval-drops-nothing")
+def mha_drops_in_eval(patch):
+    """Drops in eval mode: the classic of a functional call without the mode."""
+    patch.source(MHA, "if not training:", "if False:")
+    patch.set(nn.MultiheadAttention, "train", lambda layer, mode=True: nn.Module.train(layer, True))
+    patch.set(nn.MultiheadAttention, "eval", lambda layer: nn.Module.train(layer, True))
+
+
+@mutant(
+    "attention.mha.dropout-in-training-only",
+    "attention.encoder-layer.dropout-places",
+    "attention.decoder-layer.dropout-places",
+)
+def mha_never_drops(patch):
+    """Forgets dropout of the weights."""
+
+    def forward(original, layer, *args, **o):
+        p, layer.dropout = layer.dropout, 0.0
+        try:
+            return original(layer, *args, **o)
+        finally:
+            layer.dropout = p
+
+    patch.wrap(nn.MultiheadAttention, "forward", forward)
+
+
+@mutant("attention.mha.is-causal-is-a-hint")
+def is_causal_makes_the_mask(patch):
+    """Builds the causal mask by itself: the belief come true."""
+
+    def forward(original, layer, q, k, v, *args, attn_mask=None, is_causal=False, **o):
+        if is_causal and attn_mask is None:
+            attn_mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).triu(1)
+        return original(layer, q, k, v, *args, attn_mask=attn_mask, is_causal=is_causal, **o)
+
+    patch.wrap(nn.MultiheadAttention, "forward", forward)
+
+
+@mutant("attention.mha.batch-first", "attention.transformer.batch-first-default")
+def batch_first_by_default(patch):
+    """Takes the batch first unless told otherwise."""
+
+    def init(original, layer, *args, **o):
+        original(layer, *args, **{"batch_first": True, **o})
+
+    patch.wrap(nn.MultiheadAttention, "__init__", init)
+    patch.wrap(nn.Transformer, "__init__", init)
+
+
+@mutant("attention.mha.errors")
+def mha_checks_nothing(patch):
+    """Goes on with a head's width rounded down, and with whatever masks there are."""
+
+    def forward(original, layer, q, *args, **o):
+        try:
+            return original(layer, q, *args, **o)
+        except (RuntimeError, AssertionError):
+            return q, None
+
+    patch.wrap(nn.MultiheadAttention, "forward", forward)
+
+
+@mutant("attention.encoder-layer.formula", "attention.encoder-layer.gradient", "attention.encoder.stack")
+def norm_of_the_block_alone(patch):
+    """Normalises the block's output and not the sum."""
+    patch.source(Encoder.forward, "self.norm2(x + self._ff_block(x))", "x + self.norm2(self._ff_block(x))")
+
+
+@mutant("attention.encoder-layer.formula", "attention.encoder-layer.gradient")
+def pre_norm_normalises_once(patch):
+    """Feeds forward what was not normalised."""
+    patch.source(Encoder.forward, "self._ff_block(self.norm2(x))", "self._ff_block(x)")
+
+
+@mutant("attention.encoder-layer.dropout-places")
+def encoder_forgets_a_dropout(patch):
+    """Leaves out dropout of the attention's output, as fused layers did."""
+    patch.source(Encoder._sa_block, "return self.dropout1(x)", "return x")
+
+
+@mutant("attention.encoder-layer.dropout-places")
+def encoder_forgets_the_inner_dropout(patch):
+    """Leaves out dropout of the activation."""
+    patch.source(
+        Encoder._ff_block, "self.dropout(self.activation(self.linear1(x)))", "self.activation(self.linear1(x))"
+    )
+
+
+@mutant("attention.encoder-layer.fast-path-only-in-eval")
+def fast_path_in_training(patch):
+    """Takes the fused kernel whatever the mode."""
+
+    def forward(original, layer, src, *args, **o):
+        if layer.training:
+            mode = layer.training
+            layer.train(False)
+            try:
+                with torch.no_grad():
+                    return original(layer, src, *args, **o)
+            finally:
+                layer.train(mode)
+        return original(layer, src, *args, **o)
+
+    patch.wrap(Encoder, "forward", forward)
+
+
+@mutant(
+    "attention.encoder-layer.fast-path-agrees",
+    "attention.encoder-layer.eval-drops-nothing",
+    "attention.encoder.padding-output",
+)
+def fused_kernel_ignores_the_second_bias(patch):
+    """A fused kernel that leaves out the last bias."""
+    patch.wrap(torch, "_transformer_encoder_layer_fwd", lambda original, *args: original(*args) * 1.01)
+
+
+@mutant("attention.encoder.layers-start-identical", "attention.decoder.stack")
+def layers_are_one(patch):
+    """Stacks the same layer, so that its parameters are shared."""
+    patch.set(transformer, "_get_clones", lambda module, n: nn.ModuleList([module] * n))
+
+
+@mutant("attention.encoder.stack", "attention.decoder.stack", "attention.transformer.composition")
+def final_norm_forgotten(patch):
+    """Leaves out the norm at the end."""
+    patch.source(nn.TransformerEncoder.forward, "if self.norm is not None:", "if False:")
+    patch.source(nn.TransformerDecoder.forward, "if self.norm is not None:", "if False:")
+
+
+@mutant("attention.encoder.padding-output")
+def padded_places_kept(patch):
+    """Never converts to nested tensors, so that padded places keep values."""
+    patch.source(nn.TransformerEncoder.forward, "convert_to_nested = True", "raise RuntimeError('nested')")
+
+
+@mutant("attention.encoder.is-causal")
+def any_mask_is_taken_for_causal(patch):
+    """Takes every mask for a causal one."""
+    if not hasattr(transformer, "_detect_is_causal_mask"):
+        raise NotApplicable("this torch detects no causal masks")
+    patch.set(transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: mask is not None)
+
+
+@mutant("attention.decoder-layer.formula", "attention.decoder-layer.gradient", "attention.decoder.stack")
+def memory_attends_to_the_target(patch):
+    """Attends to the target where the memory is due."""
+    patch.wrap(
+        Decoder, "_mha_block", lambda original, layer, x, mem, *args, **o: original(layer, x, mem * 0.5, *args, **o)
+    )
+
+
+@mutant("attention.decoder-layer.dropout-places")
+def decoder_forgets_a_dropout(patch):
+    """Leaves out dropout of the feed-forward output."""
+    patch.source(Decoder._ff_block, "return self.dropout3(x)", "return x")
+
+
+@mutant("attention.transformer.causal-mask", "attention.encoder.is-causal")
+def causal_mask_hides_the_diagonal(patch):
+    """Hides the position itself too."""
+
+    def mask(size, *args, **kwargs):
+        return torch.full((size, size), float("-inf")).triu(0)
+
+    patch.set(nn.Transformer, "generate_square_subsequent_mask", staticmethod(mask))

@@ -1,0 +1,292 @@
+"""The ways in which an implementation of recurrent networks goes wrong."""
+
+import torch
+from torch import nn
+from torch.nn.modules import rnn
+
+from torch_conformance.mutation import mutant
+
+_VF = torch._VF
+NETWORKS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
+CELLS = ("rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell")
+
+
+class Functions:
+    """The namespace of kernels with some of them replaced."""
+
+    def __init__(self, **replaced):
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(_VF, name)
+
+
+def replace(patch, names, wrapper):
+    """Call ``wrapper(name, kernel, *args)`` in place of each kernel, for the layers of one step or of many."""
+
+    def wrapped(name):
+        return lambda *args: wrapper(name, getattr(_VF, name), *args)
+
+    replaced = {name: wrapped(name) for name in names}
+    patch.set(rnn, "_VF", Functions(**replaced))
+    patch.set(rnn, "_rnn_impls", {name.upper(): getattr(rnn._VF, name) for name in ("rnn_tanh", "rnn_relu")})
+
+
+def weights_of(args):
+    """Place of the list of weights among a network kernel's arguments."""
+    return next(i for i, a in enumerate(args) if isinstance(a, (list, tuple)) and len(a) > 1 and a[0].ndim == 2)
+
+
+def with_weights(change):
+    def wrapper(name, kernel, *args):
+        place = weights_of(args)
+        return kernel(*args[:place], change(name, list(args[place])), *args[place + 1 :])
+
+    return wrapper
+
+
+def swapped(tensor, gates, a, b):
+    parts = list(tensor.chunk(gates))
+    parts[a], parts[b] = parts[b], parts[a]
+    return torch.cat(parts)
+
+
+@mutant("recurrent.rnn.formula", "recurrent.gradient.through-time", "recurrent.layers.stacked")
+def hidden_bias_forgotten(patch):
+    """Leaves bias_hh out, as an implementation with a single bias does that loads these weights."""
+
+    def change(name, weights):
+        return [w * 0 if w.ndim == 1 and i % 4 == 3 else w for i, w in enumerate(weights)]
+
+    replace(patch, NETWORKS, with_weights(change))
+
+
+@mutant("recurrent.lstm.formula", "recurrent.lstm.gate-order", "recurrent.lstm.projection")
+def lstm_gates_as_in_tensorflow(patch):
+    """Holds the gates in the order input, cell, forget, output, as TensorFlow's cell does."""
+    replace(
+        patch, ("lstm",), with_weights(lambda name, ws: [w if w.shape[0] == 2 else swapped(w, 4, 1, 2) for w in ws])
+    )
+
+
+@mutant("recurrent.gru.gate-order", "recurrent.gru.reset-after-product")
+def gru_gates_as_in_keras(patch):
+    """Holds the gates in the order update, reset, new, as Keras does."""
+    replace(patch, ("gru",), with_weights(lambda name, ws: [swapped(w, 3, 0, 1) for w in ws]))
+
+
+@mutant("recurrent.cell.formula")
+def gru_cell_resets_the_state_first(patch):
+    """Applies the reset gate before the product, as the paper's first version does."""
+
+    def wrapper(name, kernel, x, h, w_ih, w_hh, b_ih=None, b_hh=None):
+        b_ih, b_hh = (0 if b is None else b for b in (b_ih, b_hh))
+        xr, xz, xn = (x @ w_ih.T + b_ih).chunk(3, -1)
+        hr, hz, _ = (h @ w_hh.T + b_hh).chunk(3, -1)
+        r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+        n = (xn + (r * h) @ w_hh.chunk(3)[2].T + (b_hh.chunk(3)[2] if isinstance(b_hh, torch.Tensor) else 0)).tanh()
+        return (1 - z) * n + z * h
+
+    replace(patch, ("gru_cell",), wrapper)
+
+
+@mutant("recurrent.gradient.cell", "recurrent.gradient.through-time")
+def gradient_truncated(patch):
+    """Cuts the gradient at the state it was given, as truncated backpropagation does."""
+
+    def detached(state):
+        return tuple(s.detach() for s in state) if isinstance(state, (tuple, list)) else state.detach()
+
+    replace(patch, (*NETWORKS, *CELLS), lambda name, kernel, x, state, *rest: kernel(x, detached(state), *rest)
+            if isinstance(rest[0], (list, tuple)) or name in CELLS else kernel(x, state, *rest))  # fmt: skip
+
+
+@mutant("recurrent.cell.state-defaults-to-zeros", "recurrent.state.defaults-to-zeros")
+def states_default_to_ones(patch):
+    """Starts from ones: a buffer that was never cleared."""
+
+    class Torch:
+        zeros = staticmethod(torch.ones)
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    patch.set(rnn, "torch", Torch())
+
+
+@mutant("recurrent.cell.errors", "recurrent.layout.errors")
+def shapes_unchecked(patch):
+    """Takes any shape of input and broadcasts: zeros in place of an error."""
+
+    def call(original, module, x, *args, **kwargs):
+        try:
+            return original(module, x, *args, **kwargs)
+        except (RuntimeError, ValueError, AssertionError):
+            return x
+
+    for cls in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell):
+        patch.wrap(cls, "forward", call)
+
+
+@mutant("recurrent.layers.stacked", "recurrent.rnn.state-is-of-its-own-layer")
+def recurrence_from_the_layer_below(patch):
+    """Starts each layer from the state of the layer below: the docstring taken at its word."""
+
+    def wrapper(name, kernel, x, state, *rest):
+        if isinstance(rest[0], (list, tuple)) and isinstance(state, torch.Tensor):
+            state = state.roll(1, 0)
+        return kernel(x, state, *rest)
+
+    replace(patch, ("rnn_tanh", "rnn_relu", "gru"), wrapper)
+
+
+@mutant("recurrent.layers.bidirectional", "recurrent.packed.each-sequence-alone")
+def reverse_direction_shares_weights(patch):
+    """Uses the forward weights in both directions."""
+
+    def change(name, weights):
+        half = len(weights) // 4 if len(weights) >= 16 else len(weights) // 2
+        return (
+            weights[:half] * 2
+            if len(weights) == 8
+            else weights[:4] * 2 + weights[8:12] * 2
+            if len(weights) == 16
+            else weights
+        )
+
+    replace(patch, NETWORKS, with_weights(change))
+
+
+@mutant("recurrent.layers.parameters", "recurrent.init.uniform")
+def biases_share_one_tensor_less(patch):
+    """Starts from a normal distribution of the same deviation."""
+
+    def reset(module):
+        for weight in module.parameters():
+            nn.init.normal_(weight, 0, 1 / (3 * module.hidden_size) ** 0.5)
+
+    patch.set(nn.RNNBase, "reset_parameters", reset)
+    patch.set(rnn.RNNCellBase, "reset_parameters", reset)
+    patch.set(
+        nn.RNNBase,
+        "named_parameters",
+        lambda module, *a, **k: iter(sorted(nn.Module.named_parameters(module, *a, **k))),
+    )
+
+
+@mutant("recurrent.state.final", "recurrent.state.carries-over", "recurrent.packed.each-sequence-alone")
+def final_state_is_the_first(patch):
+    """Returns the state that it was given as the final one."""
+
+    def forward(original, module, x, hx=None):
+        y, end = original(module, x, hx)
+        return y, (tuple(s * 0.5 for s in end) if isinstance(end, tuple) else end * 0.5)
+
+    for cls in (nn.RNN, nn.LSTM, nn.GRU):
+        patch.wrap(cls, "forward", forward)
+
+
+@mutant("recurrent.layout.batch-first", "recurrent.layout.unbatched")
+def batch_first_moves_the_states_too(patch):
+    """Takes the batch axis of the sequence where there is none, or forgets batch_first."""
+
+    def forward(original, module, x, hx=None):
+        if isinstance(x, torch.Tensor) and module.batch_first:
+            x = x.flip(0)
+        return original(module, x, hx)
+
+    for cls in (nn.RNN, nn.LSTM, nn.GRU):
+        patch.wrap(cls, "forward", forward)
+
+
+@mutant("recurrent.packed.order-restored")
+def order_not_restored(patch):
+    """Leaves the sequences in order of their lengths."""
+    patch.set(nn.utils.rnn, "invert_permutation", lambda permutation: permutation)
+
+
+@mutant("recurrent.packed.round-trip")
+def padding_value_ignored(patch):
+    """Pads with zeros whatever value is asked for."""
+
+    original = _VF._pad_packed_sequence
+
+    def pad(data, sizes, batch_first, value, length):
+        return original(data, sizes, batch_first, 0.0, length)
+
+    patch.set(nn.utils.rnn, "_VF", Functions(_pad_packed_sequence=pad))
+
+
+@mutant("recurrent.packed.padding-gets-no-gradient", "recurrent.packed.each-sequence-alone")
+def lengths_ignored(patch):
+    """Runs every sequence over the whole length, as an implementation does that masks the outputs afterwards."""
+
+    original = _VF._pack_padded_sequence
+
+    def pack(x, lengths, batch_first):
+        return original(x, torch.full_like(lengths, x.shape[1 if batch_first else 0]), batch_first)
+
+    patch.set(nn.utils.rnn, "_VF", Functions(_pack_padded_sequence=pack))
+
+
+def dropout_argument(change):
+    """Alter the dropout and the mode among a network kernel's arguments (…, layers, dropout, training, …)."""
+
+    def wrapper(name, kernel, *args):
+        args = list(args)
+        place = next(i for i, a in enumerate(args) if isinstance(a, float))
+        args[place], args[place + 1] = change(args[place], args[place + 1])
+        return kernel(*args)
+
+    return wrapper
+
+
+@mutant("recurrent.dropout.between-layers-only", "recurrent.dropout.rate-and-scale")
+def dropout_missing(patch):
+    """Forgets dropout between layers."""
+    replace(patch, NETWORKS, dropout_argument(lambda p, training: (0.0, training)))
+
+
+@mutant("recurrent.dropout.rate-and-scale", "recurrent.dropout.between-layers-only")
+def dropout_keeps_with_p(patch):
+    """Takes p for the probability of keeping."""
+    replace(patch, NETWORKS, dropout_argument(lambda p, training: (1 - p, training)))
+
+
+@mutant("recurrent.dropout.eval-off")
+def dropout_in_eval(patch):
+    """Drops in eval mode too."""
+    replace(patch, NETWORKS, dropout_argument(lambda p, training: (p, True)))
+
+
+@mutant("recurrent.dropout.one-layer-warns", "recurrent.modes.stateless", "recurrent.dropout.between-layers-only")
+def last_layer_dropped_too(patch):
+    """Drops the outputs of the last layer too, as Keras does."""
+
+    def forward(original, module, x, hx=None):
+        y, end = original(module, x, hx)
+        if isinstance(y, torch.Tensor):
+            y = nn.functional.dropout(y, max(module.dropout, 0.1), module.training)
+        return y, end
+
+    for cls in (nn.RNN, nn.LSTM, nn.GRU):
+        patch.wrap(cls, "forward", forward)
+
+
+@mutant("recurrent.modes.grad-mode-makes-no-difference")
+def inference_kernel_drops_a_bias(patch):
+    """A fast path for inference that forgets the biases of the hidden state."""
+
+    def change(name, weights):
+        if torch.is_grad_enabled():
+            return weights
+        return [w * 0.9 for w in weights]
+
+    replace(patch, NETWORKS, with_weights(change))
+
+
+@mutant("recurrent.init.arguments-checked")
+def arguments_unchecked(patch):
+    """Takes any number for dropout, and any width of projection."""
+    patch.source(nn.RNNBase.__init__, "raise ValueError(", "print(")
+    patch.source(nn.RNNBase.__init__, "proj_size < 0", "False")

@@ -1,0 +1,117 @@
+"""The ways in which function transforms and compilers go wrong."""
+
+import torch
+from torch import nn
+
+from torch_conformance.mutation import NotApplicable, mutant
+
+func = getattr(torch, "func", None)
+
+
+def transform(patch, name, wrapper):
+    if func is None:
+        raise NotApplicable("no torch.func")
+    patch.wrap(func, name, wrapper)
+
+
+@mutant(
+    "transforms.functional-call.stateless",
+    "transforms.functional-call.gradients-reach-the-dict",
+    "transforms.vmap.ensembles",
+)
+def functional_call_uses_the_module(patch):
+    """Runs the module with its own parameters."""
+    transform(patch, "functional_call", lambda original, module, given, args=None, **o: module(
+        *(args if isinstance(args, tuple) else (args,))))  # fmt: skip
+
+
+@mutant("transforms.functional-call.buffers-updated-in-the-dict")
+def functional_call_copies_buffers(patch):
+    """Hands copies over, so that updates of buffers are lost."""
+    transform(patch, "functional_call", lambda original, module, given, args=None, **o: original(
+        module, {k: v.clone() for k, v in given.items()}, args, **o))  # fmt: skip
+
+
+@mutant("transforms.vmap.randomness", "transforms.vmap.equals-loop", "transforms.vmap.batchnorm-buffers")
+def vmap_maps_the_whole(patch):
+    """Calls the function once on everything: no entry is mapped."""
+    transform(patch, "vmap", lambda original, function, **o: function)
+
+
+@mutant("transforms.vmap.randomness")
+def vmap_draws_one_mask(patch):
+    """Draws the same for all entries whatever is asked."""
+    transform(patch, "vmap", lambda original, function, **o: original(function, **{**o, "randomness": "same"}))
+
+
+@mutant(
+    "transforms.vmap.per-sample-gradients",
+    "transforms.grad.leaves-grad-alone",
+    "transforms.grad.nested",
+    "transforms.grad.inner-no-grad",
+)
+def grad_is_doubled(patch):
+    """Counts the gradient twice."""
+
+    def doubled(original, function, *a, **o):
+        scaled = original(lambda *args: function(*args), *a, **o)
+        tree = torch.utils._pytree.tree_map
+        return lambda *args: tree(lambda g: g * 2 if isinstance(g, torch.Tensor) else g, scaled(*args))
+
+    transform(patch, "grad", doubled)
+
+
+@mutant("transforms.jacobian.forward-and-reverse")
+def jacobian_transposed(patch):
+    """Returns the Jacobian of shape input + output."""
+    transform(patch, "jacrev", lambda original, f, *a, **o: lambda x: original(f, *a, **o)(x).transpose(0, -1))
+
+
+@mutant(
+    "transforms.compile.equals-eager", "transforms.compile.modes-and-grad-mode", "transforms.compile.training-attribute",
+    "transforms.compile.state-dict", "transforms.compile.fullgraph", "transforms.compile.inductor-randomness",
+)  # fmt: skip
+def compile_freezes_the_mode(patch):
+    """Returns a copy that was frozen in eval mode without gradients."""
+    if not hasattr(torch, "compile"):
+        raise NotApplicable("no torch.compile")
+
+    class Frozen(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        @torch.no_grad()
+        def forward(self, *args):
+            return 2 * self.inner(*args)
+
+    patch.wrap(torch, "compile", lambda original, model, **o: Frozen(model))
+
+
+@mutant("transforms.script.follows-modes")
+def script_freezes_the_mode(patch):
+    """Freezes the mode of scripting time."""
+    patch.wrap(
+        torch.jit,
+        "script",
+        lambda original, module, *a, **o: original(module.eval(), *a, **o).__class__ and nn.Identity(),
+    )
+
+
+@mutant("transforms.trace.freezes-the-mode")
+def trace_follows_modes(patch):
+    """Keeps the mode open in a traced module: the belief come true."""
+    patch.wrap(torch.jit, "trace", lambda original, module, *a, **o: module)
+
+
+@mutant("transforms.export.freezes-the-mode")
+def export_follows_modes(patch):
+    """Gives the module itself for the exported program."""
+    if not hasattr(torch, "export"):
+        raise NotApplicable("no torch.export")
+
+    class Program:
+        def __init__(self, module):
+            self.module = lambda: module
+
+    patch.wrap(torch.export, "export", lambda original, module, *a, **o: Program(module))
