@@ -1076,4 +1076,7 @@ def test_conversion_takes_tensors_and_settings_over(case, settings):
 @claim("batchnorm.sync.convert-keeps-mode")
 @pytest.mark.parametrize("training", [True, False])
 def test_conversion_keeps_the_mode(case, training):
-    assert nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(5).train(training)).training == training
+    old = nn.BatchNorm1d(5).train(training)
+    old.qconfig = "of quantisation"
+    new = nn.SyncBatchNorm.convert_sync_batchnorm(old)
+    assert (new.training, new.qconfig) == (training, "of quantisation")
