@@ -132,8 +132,9 @@ def test_the_optimizer_divides_by_nothing(case):
     w, x, t = line(case)
     before, optimizer = w.detach().clone(), torch.optim.SGD([w], lr=0.5)
     (x @ w - t).square().sum().backward()
+    gradient = w.grad.clone()
     optimizer.step()
-    case.same(w.detach(), before - 0.5 * w.grad)  # half of it is exact, so the step rounds once
+    case.same(w.detach(), before - 0.5 * gradient)  # half of it is exact, so the step rounds once
 
 
 @claim("autograd.accumulate.micro-batches")
@@ -190,7 +191,7 @@ def test_an_unused_parameter_keeps_none(case):
 
 
 @claim("autograd.accumulate.shape-dtype-device")
-@axes(**EAGER)
+@axes(dtype=("float32", "bfloat16", "float16"), via="eager")
 def test_grad_is_made_like_its_parameter(case):
     w, x = case.tensor(3, 1, requires_grad=True), case.tensor(4, 3, 7)
     (w.double() * x.double()).sum().backward()

@@ -1,0 +1,1234 @@
+"""The ways in which automatic differentiation goes wrong."""
+
+import contextlib
+import gc
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad, functional, graph
+
+from torch_conformance.mutation import mutant
+
+Tensor = torch.Tensor
+
+
+def leaves(tensors):
+    """The leaves that the graph of these tensors ends in."""
+    found, nodes = [], [t.grad_fn for t in tensors if t.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes += [n for n, _ in node.next_functions if n is not None]
+    return list({id(t): t for t in found}.values())
+
+
+def engine(patch, around):
+    """Replace the run of the engine by ``around(run, tensors, gradients, retain, create, inputs, **rest)``."""
+
+    def run_backward(original, tensors, gradients, retain, create, inputs, *rest, **options):
+        def run(tensors=tensors, gradients=gradients, retain=retain, create=create):
+            return original(tensors, gradients, retain, create, inputs, *rest, **options)
+
+        return around(run, tensors, gradients, retain, create)
+
+    patch.wrap(torch.autograd, "_engine_run_backward", run_backward)
+
+
+def after(patch, change):
+    """Apply ``change`` to every leaf after each backward."""
+
+    def around(run, tensors, *_):
+        found = leaves(tensors)
+        result = run()
+        for leaf in found:
+            change(leaf)
+        return result
+
+    engine(patch, around)
+
+
+# -- graph -----------------------------------------------------------------------------------------------------------
+
+
+@mutant("autograd.graph.one-input-suffices")
+def all_inputs_must_require_grad(patch):
+    """Records only if all inputs require grad: a conjunction for a disjunction."""
+    patch.wrap(torch, "cat", lambda o, ts, *a: o(ts, *a) if all(t.requires_grad for t in ts) else o(ts, *a).detach())
+
+
+@mutant("autograd.graph.nothing-in-no-grad")
+def no_grad_does_nothing(patch):
+    """Restores the mode on entry, where it should switch it off."""
+    patch.source(torch.no_grad.__enter__, "set_grad_enabled(False)", "set_grad_enabled(self.prev)")
+
+
+@mutant("autograd.graph.requires-grad-defaults")
+def parameters_are_frozen_by_default(patch):
+    """Takes the default of a tensor for that of a parameter."""
+    patch.wrap(nn.Parameter, "__new__", lambda o, cls, data=None, requires_grad=False: o(cls, data, requires_grad))
+
+
+@mutant("autograd.graph.requires-grad-defaults")
+def parameters_always_require_grad(patch):
+    """Forgets to hand the flag on."""
+    patch.wrap(nn.Parameter, "__new__", lambda o, cls, data=None, requires_grad=True: o(cls, data, True))
+
+
+@mutant("autograd.graph.floating-or-complex-only")
+def integers_require_no_grad_silently(patch):
+    """Ignores the request on an integer tensor instead of refusing it."""
+    patch.wrap(Tensor, "requires_grad_", lambda o, x, flag=True: o(x, flag) if x.dtype.is_floating_point else x)
+
+
+@mutant("autograd.graph.leaves")
+def constants_are_no_leaves(patch):
+    """Calls only those tensors leaves that can get a gradient."""
+    patch.set(Tensor, "is_leaf", property(lambda x: x.grad_fn is None and x.requires_grad))
+
+
+@mutant("autograd.graph.casts-are-operations")
+def cast_to_the_own_dtype_copies(patch):
+    """Copies although there is nothing to cast."""
+    patch.wrap(Tensor, "float", lambda o, x: o(x).clone())
+
+
+@mutant("autograd.accumulate.shape-dtype-device")
+def cast_goes_through_half(patch):
+    """Casts by way of half precision."""
+    patch.wrap(Tensor, "double", lambda o, x: o(x.half()))
+
+
+@mutant("autograd.graph.grad-fn-of-recorded-results", "autograd.graph.nodes-lead-to-the-leaves")
+def grad_fn_is_hidden(patch):
+    """Hides the node, as a wrapper of tensors does that forgets the attribute."""
+    patch.set(Tensor, "grad_fn", property(lambda x: None))
+
+
+@mutant("autograd.graph.rebuilt-at-every-forward")
+def first_graph_is_kept(patch):
+    """Returns the gradient of the first graph for every later one: a static graph with stale control flow."""
+    seen = {}
+    patch.wrap(torch.autograd, "grad", lambda o, y, x, *a, **k: seen.setdefault(id(x), o(y, x, *a, **k)))
+
+
+@mutant("autograd.graph.flag-of-leaves-only")
+def freezing_a_result_detaches_it(patch):
+    """Detaches a result whose flag is switched off, instead of refusing."""
+    patch.wrap(Tensor, "requires_grad_", lambda o, x, f=True: x.detach_() if not f and x.grad_fn else o(x, f))
+
+
+@mutant("autograd.graph.module-requires-grad")
+def only_own_parameters_are_frozen(patch):
+    """Does not descend into the children."""
+    patch.source(nn.Module.requires_grad_, "self.parameters()", "self.parameters(recurse=False)")
+
+
+@mutant("autograd.graph.module-requires-grad")
+def freezing_drops_the_training_flag(patch):
+    """Takes freezing for evaluation."""
+    patch.source(nn.Module.requires_grad_, "return self", "return self.train(requires_grad)")
+
+
+@mutant("autograd.graph.detach-shares-storage")
+def detach_copies(patch):
+    """Copies, as numpy-minded implementations do."""
+    patch.wrap(Tensor, "detach", lambda o, x: o(x).clone())
+
+
+@mutant("autograd.graph.detach-stops-gradients", "autograd.graph.detach-shares-storage")
+def detach_keeps_the_graph(patch):
+    """Makes a view and leaves it in the graph."""
+    patch.set(Tensor, "detach", lambda x: x.view_as(x))
+
+
+@mutant("autograd.graph.detach-in-place")
+def detach_in_place_returns_another(patch):
+    """Returns a detached tensor and leaves the one it was called on in the graph."""
+    patch.wrap(Tensor, "detach_", lambda o, x: x.detach())
+
+
+@mutant("autograd.graph.copies")
+def as_tensor_copies(patch):
+    """Copies always, as torch.tensor does."""
+    patch.wrap(torch, "as_tensor", lambda o, x, *a, **k: o(x, *a, **k).clone())
+
+
+@mutant("autograd.graph.clone-passes-the-gradient", "autograd.graph.copies")
+def clone_leaves_the_graph(patch):
+    """Copies out of the graph, as copying in NumPy does."""
+    patch.wrap(Tensor, "clone", lambda o, x, **k: o(x.detach(), **k).requires_grad_(x.requires_grad))
+
+
+@mutant("autograd.graph.numpy-refuses")
+def numpy_detaches_silently(patch):
+    """Detaches without being asked to."""
+    patch.wrap(Tensor, "numpy", lambda o, x, **k: o(x.detach(), **k))
+
+
+@mutant("autograd.graph.deepcopy-of-leaves-only")
+def deepcopy_drops_grad(patch):
+    """Forgets the gradient of what it copies."""
+    patch.source(Tensor.__deepcopy__, "if self.grad is not None:", "if False:")
+
+
+@mutant("autograd.graph.item-leaves-the-graph")
+def item_stays_a_tensor(patch):
+    """Returns a tensor of no dimension, as NumPy indexing does."""
+    patch.set(Tensor, "item", lambda x: x)
+
+
+@mutant("autograd.graph.comparisons-are-constants")
+def comparisons_pass_gradients(patch):
+    """Lets gradients through a step: a straight-through estimator."""
+    patch.wrap(Tensor, "__gt__", lambda o, x, y: o(x, y).to(x.dtype) + 0 * x)
+
+
+@mutant("autograd.graph.tensor-base-class")
+def tensor_derives_from_object(patch):
+    """Wraps the tensor in a Python class of its own."""
+    patch.set(torch, "Tensor", type("Tensor", (object,), {}))
+
+
+# -- backward --------------------------------------------------------------------------------------------------------
+
+
+@mutant("autograd.backward.only-leaves-get-grad", "autograd.backward.changes-only-grad")
+def backward_touches_the_leaves(patch):
+    """Writes to the leaves themselves, as an optimizer fused into backward does."""
+    after(patch, lambda leaf: leaf.data.copy_(leaf.data * 1.5) if leaf.requires_grad else None)
+
+
+@mutant("autograd.backward.changes-only-grad")
+def backward_draws_random_numbers(patch):
+    """Draws from the default generator, as stochastic rounding does."""
+    engine(patch, lambda run, *_: (torch.rand(1), run())[1])
+
+
+@mutant("autograd.backward.non-leaf-grad-not-kept")
+def every_grad_is_kept(patch):
+    """Keeps the gradient of every intermediate result."""
+
+    def product(original, x, y):
+        result = original(x, y)
+        if result.requires_grad and result.grad_fn is not None:
+            result.retain_grad()
+        return result
+
+    patch.wrap(Tensor, "__mul__", product)
+
+
+@mutant("autograd.backward.retained-grad-accumulates", "autograd.backward.non-leaf-grad-not-kept")
+def retained_grad_is_overwritten(patch):
+    """Overwrites the retained gradient, by a hook that assigns."""
+    patch.wrap(Tensor, "retain_grad", lambda o, x: x.register_hook(lambda g: setattr(x, "grad", g.clone())) and None)
+
+
+@mutant("autograd.backward.non-leaf-grad-is-computed")
+def non_leaf_grad_is_not_computed(patch):
+    """Computes gradients of non-leaves only where they are retained."""
+    patch.wrap(Tensor, "register_hook", lambda o, x, h: o(x, lambda g: h(g) if x.retains_grad else None))
+
+
+@mutant("autograd.backward.retain-grad-edges")
+def retain_grad_ignores_constants(patch):
+    """Does nothing on a constant, where it should refuse."""
+    patch.wrap(Tensor, "retain_grad", lambda o, x: o(x) if x.requires_grad else None)
+
+
+@mutant("autograd.backward.needs-requires-grad")
+def constants_are_differentiated_to_nothing(patch):
+    """Returns without a word where there is nothing to differentiate."""
+    engine(patch, lambda run, tensors, *_: run() if any(t.requires_grad for t in tensors) else (None,))
+
+
+@mutant("autograd.backward.implicit-one")
+def implicit_gradient_is_the_value(patch):
+    """Starts from the value itself, as in differentiating its square."""
+    patch.source(
+        torch.autograd._make_grads, "torch.ones_like(out, memory_format=torch.preserve_format)", "out.detach().clone()"
+    )
+
+
+@mutant("autograd.backward.non-scalar-needs-gradient")
+def implicit_gradient_of_ones(patch):
+    """Differentiates the sum of a non-scalar, as TensorFlow does."""
+    patch.source(torch.autograd._make_grads, "if not out_numel_is_1:", "if False:")
+
+
+@mutant("autograd.backward.implicit-one-is-real")
+def implicit_gradient_of_complex(patch):
+    """Takes the one of a complex scalar for granted."""
+    patch.source(torch.autograd._make_grads, "if not out_dtype.is_floating_point:", "if False:")
+
+
+@mutant("autograd.backward.vector-jacobian-product", "autograd.accumulate.adds", "autograd.grad.one-tensor-gradient")
+def given_gradient_is_ignored(patch):
+    """Starts from ones whatever it is given."""
+    engine(patch, lambda run, ts, gs, *_: run(gradients=tuple(g if g is None else torch.ones_like(g) for g in gs)))
+
+
+@mutant("autograd.backward.gradient-must-match")
+def given_gradient_is_broadcast(patch):
+    """Broadcasts the gradient to the result."""
+    patch.source(torch.autograd._make_grads, "if not shape_matches:", "if False:")
+
+
+@mutant("autograd.backward.several-roots", "autograd.grad.sum-over-outputs")
+def only_the_first_root_counts(patch):
+    """Starts from the first of several results."""
+    engine(patch, lambda run, tensors, gradients, *_: run(tensors=tensors[:1], gradients=gradients[:1]))
+
+
+@mutant("autograd.backward.every-root-requires-grad")
+def constant_roots_are_skipped(patch):
+    """Skips roots that require no grad, as the documentation suggests."""
+
+    def around(run, tensors, gradients, *_):
+        kept = [i for i, t in enumerate(tensors) if t.requires_grad]
+        return run(tensors=tuple(tensors[i] for i in kept), gradients=tuple(gradients[i] for i in kept))
+
+    engine(patch, around)
+
+
+@mutant(
+    "autograd.backward.method-delegates",
+    "autograd.backward.inputs-restrict",
+    "autograd.backward.inputs-may-be-non-leaves",
+)
+def method_forgets_inputs(patch):
+    """Does not hand inputs on."""
+    patch.source(Tensor.backward, "create_graph, inputs=inputs", "create_graph")
+
+
+@mutant("autograd.backward.method-equals-function")
+def method_doubles_the_gradient(patch):
+    """Adds the gradient once itself and once by the function."""
+    patch.source(Tensor.backward, "self, gradient, retain", "self, None if gradient is None else 2 * gradient, retain")
+
+
+@mutant("autograd.backward.signatures")
+def arguments_are_reordered(patch):
+    """Puts a new argument in front of the old ones."""
+    patch.set(torch.autograd, "grad", lambda outputs, inputs, allow_unused=None, grad_outputs=None, **rest: None)
+
+
+@mutant("autograd.backward.grad-variables")
+def old_name_is_ignored(patch):
+    """Accepts the old name and drops what it is given."""
+    patch.source(torch.autograd.backward, "grad_tensors = grad_variables", "grad_tensors = None")
+
+
+@mutant("autograd.backward.inputs-not-empty")
+def empty_inputs_mean_all(patch):
+    """Takes no inputs for all inputs."""
+    patch.source(torch.autograd.backward, "inputs is not None and len(inputs_tuple) == 0", "False")
+
+
+@mutant("autograd.backward.inputs-dict")
+def dict_is_iterated_by_key(patch):
+    """Iterates over the keys."""
+    patch.source(torch.autograd.backward, "tuple(inputs.values())", "tuple(inputs)")
+
+
+@mutant("autograd.repeat.second-backward-raises", "autograd.repeat.shared-part", "autograd.repeat.retain-graph")
+def graph_is_always_retained(patch):
+    """Never frees what was saved."""
+    engine(patch, lambda run, *_: run(retain=True))
+
+
+@mutant("autograd.repeat.nothing-saved")
+def every_second_backward_raises(patch):
+    """Marks the graph as used, whether it saved anything or not."""
+    used = []
+
+    def around(run, tensors, gradients, retain, create):
+        if any(t.grad_fn is node for t in tensors for node in used):
+            raise RuntimeError("Trying to backward through the graph a second time")
+        used.extend(t.grad_fn for t in tensors if not retain)
+        return run()
+
+    engine(patch, around)
+
+
+@mutant("autograd.repeat.retain-graph", "autograd.repeat.shared-part")
+def graph_is_never_retained(patch):
+    """Ignores retain_graph."""
+    engine(patch, lambda run, *_: run(retain=False))
+
+
+@mutant("autograd.repeat.retain-graph-follows-create-graph")
+def retain_graph_defaults_to_false(patch):
+    """Takes False for the default, whatever create_graph is."""
+    patch.source(torch.autograd.grad, "retain_graph = create_graph", "retain_graph = False")
+
+
+# -- accumulation ----------------------------------------------------------------------------------------------------
+
+
+def before(patch, change):
+    """Apply ``change(leaf, old)`` after a backward that began without any .grad; ``old`` is what there was."""
+
+    def around(run, tensors, *_):
+        old = [(leaf, leaf.grad) for leaf in leaves(tensors)]
+        for leaf, _ in old:
+            leaf.grad = None
+        result = run()
+        for leaf, grad in old:
+            change(leaf, grad)
+        return result
+
+    engine(patch, around)
+
+
+@mutant("autograd.accumulate.adds", "autograd.accumulate.adds-to-what-is-there", "autograd.accumulate.batch-is-a-sum")
+def grad_is_overwritten(patch):
+    """Overwrites .grad, as one expects who zeroes it by habit."""
+    before(patch, lambda leaf, old: None)
+
+
+@mutant("autograd.accumulate.none-starts-afresh")
+def none_is_not_forgotten(patch):
+    """Keeps the sum in a buffer of its own, which setting None does not clear."""
+    sums = {}
+
+    def change(leaf):
+        if leaf.grad is not None:
+            sums[id(leaf)] = sums.get(id(leaf), 0) + leaf.grad
+            leaf.grad = sums[id(leaf)].clone()
+
+    after(patch, change)
+
+
+@mutant("autograd.accumulate.in-place")
+def grad_is_replaced(patch):
+    """Puts a new tensor in place of the old one at every backward."""
+    after(patch, lambda leaf: setattr(leaf, "grad", leaf.grad.clone()) if leaf.grad is not None else None)
+
+
+@mutant("autograd.accumulate.out-of-place-under-create-graph")
+def grad_is_written_in_place_always(patch):
+    """Accumulates into the old tensor although it is part of a graph."""
+
+    def change(leaf, old):
+        if old is not None:
+            old.data.add_(leaf.grad.data)
+            leaf.grad = old
+
+    before(patch, change)
+
+
+@mutant("autograd.accumulate.memory-of-its-own")
+def equal_grads_share_memory(patch):
+    """Steals one gradient for two leaves."""
+
+    def around(run, tensors, *_):
+        found = leaves(tensors)
+        result = run()
+        for leaf in found[1:]:
+            if leaf.grad is not None and leaf.grad.shape == found[0].grad.shape and leaf.grad.equal(found[0].grad):
+                leaf.grad = found[0].grad
+        return result
+
+    engine(patch, around)
+
+
+@mutant("autograd.accumulate.once-per-backward")
+def grad_is_written_in_two_halves(patch):
+    """Runs one backward for each half of the gradient."""
+
+    def around(run, tensors, gradients, retain, create):
+        halves = tuple(None if g is None else g / 2 for g in gradients)
+        run(gradients=halves, retain=True)
+        return run(gradients=halves)
+
+    engine(patch, around)
+
+
+@mutant("autograd.accumulate.one-over-n-comes-from-the-loss", "autograd.loss.mean-divides-by-elements")
+def mean_divides_by_the_batch(patch):
+    """Divides a mean loss by the number of samples."""
+    patch.wrap(
+        F,
+        "mse_loss",
+        lambda o, x, t, reduction="mean", **k: (
+            o(x, t, reduction="sum") / len(x) if reduction == "mean" else o(x, t, reduction=reduction)
+        ),
+    )
+
+
+@mutant("autograd.accumulate.one-over-n-comes-from-the-loss", "autograd.accumulate.batch-is-a-sum")
+def backward_divides_by_the_batch(patch):
+    """Divides every gradient by the batch size: the belief itself."""
+    after(patch, lambda leaf: leaf.grad.div_(6) if leaf.grad is not None else None)
+
+
+@mutant("autograd.accumulate.step-divides-by-nothing")
+def step_halves_the_gradient(patch):
+    """Divides the gradient once more in the optimizer."""
+    patch.wrap(
+        torch.optim.SGD, "step", lambda o, s: [p.grad.div_(2) for g in s.param_groups for p in g["params"]] and o(s)
+    )
+
+
+@mutant("autograd.accumulate.micro-batches", "autograd.accumulate.undivided-micro-batches")
+def grad_is_averaged(patch):
+    """Averages over the calls of backward: what one who believes the myth expects."""
+    calls = {}
+
+    def change(leaf, old):
+        calls[id(leaf)] = count = calls.get(id(leaf), 0) + 1 if old is not None else 1
+        leaf.grad = leaf.grad if old is None else old + (leaf.grad - old) / count
+
+    before(patch, change)
+
+
+@mutant("autograd.accumulate.unequal-micro-batches")
+def single_sample_is_not_averaged(patch):
+    """Takes a batch of one for a sample without a batch axis and sums its elements."""
+    patch.wrap(F, "mse_loss", lambda o, x, t, **k: o(x, t, reduction="sum") if len(x) == 1 else o(x, t, **k))
+
+
+@mutant("autograd.accumulate.batch-norm-couples-samples")
+def batch_norm_uses_fixed_statistics(patch):
+    """Normalises by the running statistics in training, too."""
+    patch.wrap(
+        F, "batch_norm", lambda o, x, m, v, w, b, training, *a: o(x, m.clone() * 0, v.clone() * 0 + 1, w, b, False)
+    )
+
+
+@mutant("autograd.accumulate.shared-parameter")
+def second_use_is_forgotten(patch):
+    """Counts the first use of a tensor only."""
+    seen = set()
+
+    def product(original, x, y):
+        first = id(x) not in seen
+        seen.add(id(x))
+        return original(x if first else x.detach(), y)
+
+    patch.wrap(Tensor, "__mul__", product)
+
+
+@mutant("autograd.accumulate.unused-parameter")
+def unused_parameters_get_zeros(patch):
+    """Fills .grad of every parameter with zeros, used or not."""
+
+    def around(run, *_):
+        result = run()
+        for p in gc.get_objects():
+            if type(p) is nn.Parameter and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        return result
+
+    engine(patch, around)
+
+
+@mutant("autograd.accumulate.layout-of-the-parameter")
+def grad_is_always_contiguous(patch):
+    """Makes every gradient contiguous."""
+    after(patch, lambda leaf: setattr(leaf, "grad", leaf.grad.contiguous()))
+
+
+@mutant("autograd.accumulate.layout-of-a-strided-parameter")
+def grad_copies_the_gaps(patch):
+    """Takes over the strides of the leaf, gaps and all."""
+
+    def change(leaf):
+        made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+        leaf.grad = made.copy_(leaf.grad)
+
+    after(patch, change)
+
+
+@mutant("autograd.accumulate.layout-set-by-hand")
+def zero_grad_keeps_zeros(patch):
+    """Fills with zeros whatever is asked for: what the documentation still says."""
+    patch.wrap(torch.optim.Optimizer, "zero_grad", lambda o, s, set_to_none=True: o(s, False))
+
+
+@mutant("autograd.accumulate.grad-must-match")
+def grad_ignores_what_does_not_match(patch):
+    """Drops a gradient that does not match, without a word."""
+    original = torch._C.TensorBase.grad
+
+    def assign(x, value):
+        with contextlib.suppress(RuntimeError, TypeError):
+            original.__set__(x, value)
+
+    patch.set(Tensor, "grad", property(original.__get__, assign))
+
+
+@mutant("autograd.accumulate.frozen-parameter-still-stepped")
+def frozen_parameters_are_skipped(patch):
+    """Steps only what requires grad: what one expects."""
+
+    def step(original, self):
+        for p in (p for g in self.param_groups for p in g["params"] if not p.requires_grad):
+            p.grad = None
+        return original(self)
+
+    patch.wrap(torch.optim.SGD, "step", step)
+
+
+@mutant("autograd.accumulate.per-sample")
+def vmap_sums_over_the_batch(patch):
+    """Returns the sum over the samples, in the place of each."""
+    patch.wrap(torch.func, "vmap", lambda o, f, **k: lambda *a: (lambda r: r.sum(0).expand_as(r))(o(f, **k)(*a)))
+
+
+# -- grad ------------------------------------------------------------------------------------------------------------
+
+
+@mutant("autograd.grad.leaves-grad-untouched")
+def grad_accumulates_as_well(patch):
+    """Writes .grad besides returning it."""
+
+    def grad(original, outputs, inputs, *args, **options):
+        found = original(outputs, inputs, *args, **options)
+        for x, g in zip([inputs] if isinstance(inputs, Tensor) else inputs, found, strict=True):
+            if x.is_leaf:
+                x.grad = g.detach()
+        return found
+
+    patch.wrap(torch.autograd, "grad", grad)
+
+
+@mutant("autograd.grad.one-tensor-gradient")
+def one_tensor_is_iterated(patch):
+    """Iterates over a tensor that stands for itself."""
+    patch.source(torch.autograd._tensor_or_tensors_to_tuple, "return (tensors,)", "return tuple(tensors)")
+
+
+@mutant("autograd.grad.unused-input")
+def unused_inputs_are_allowed(patch):
+    """Allows unused inputs by default."""
+    patch.source(torch.autograd.grad, "allow_unused = materialize_grads", "allow_unused = True")
+
+
+@mutant("autograd.grad.materialize-grads")
+def materialized_grads_are_ones(patch):
+    """Fills with ones."""
+    patch.source(torch.autograd.grad, "torch.zeros_like(inp", "torch.ones_like(inp")
+
+
+@mutant("autograd.grad.materialize-grads")
+def contradiction_is_accepted(patch):
+    """Lets materialize_grads win over allow_unused=False."""
+    patch.source(torch.autograd.grad, "if materialize_grads and allow_unused is False:", "if False:")
+
+
+@mutant("autograd.grad.input-requires-grad")
+def constant_inputs_get_none(patch):
+    """Returns None for a constant."""
+
+    def grad(original, outputs, inputs, *args, **options):
+        if isinstance(inputs, list) and not all(x.requires_grad for x in inputs):
+            return tuple(None for _ in inputs)
+        return original(outputs, inputs, *args, **options)
+
+    patch.wrap(torch.autograd, "grad", grad)
+
+
+@mutant("autograd.grad.batched")
+def batch_axis_comes_last(patch):
+    """Puts the batch behind the other axes."""
+    patch.source(torch.autograd.grad, "_vmap(vjp, 0, 0", "_vmap(vjp, 0, -1")
+
+
+@mutant("autograd.grad.dict")
+def dict_comes_back_as_a_tuple(patch):
+    """Forgets the keys."""
+    patch.source(torch.autograd.grad, "return dict(zip(inputs.keys(), result, strict=True))", "return result")
+
+
+@mutant("autograd.grad.only-inputs-ignored")
+def only_inputs_is_obeyed(patch):
+    """Accumulates into all other leaves, as the argument once did."""
+
+    def grad(original, outputs, inputs, *args, only_inputs=True, **options):
+        if not only_inputs:
+            outputs.backward(retain_graph=True)
+        return original(outputs, inputs, *args, only_inputs=only_inputs, **options)
+
+    patch.wrap(torch.autograd, "grad", grad)
+
+
+@mutant(
+    "autograd.higher.derivatives",
+    "autograd.higher.hessian-vector-product",
+    "autograd.higher.grad-penalty-reaches-the-weights",
+    "autograd.functional.create-graph",
+)
+def create_graph_is_ignored(patch):
+    """Never records the backward pass."""
+    engine(patch, lambda run, *_: run(create=False))
+    patch.wrap(
+        functional,
+        "_autograd_grad",
+        lambda o, *a, create_graph=False, **k: tuple(
+            g if g is None else g.detach() for g in o(*a, create_graph=create_graph, **k)
+        ),
+    )
+
+
+@mutant("autograd.higher.off-by-default")
+def graph_is_always_created(patch):
+    """Always records the backward pass."""
+    engine(patch, lambda run, *_: run(create=True))
+
+
+@mutant("autograd.higher.create-graph-warns-of-a-cycle")
+def cycle_is_avoided_by_detaching(patch):
+    """Detaches .grad, so that there is no cycle, and no second derivative either."""
+
+    def backward(original, x, *args, **options):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            original(x, *args, **options)
+        for w in seen:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        for leaf in leaves([x]):
+            leaf.grad = leaf.grad.detach()
+
+    patch.wrap(Tensor, "backward", backward)
+
+
+# -- gradients -------------------------------------------------------------------------------------------------------
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, with a gradient that ``change`` makes of what it gets."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.change = change
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.change(gradient), None
+
+
+def with_gradient(patch, owner, name, change, where=0):
+    """Let ``change`` have the gradient that the function ``owner.name`` sends to its first argument."""
+
+    def function(original, *args, **options):
+        first = args[where]
+        return original(*args[:where], Scaled.apply(first, change), *args[where + 1 :], **options)
+
+    patch.wrap(owner, name, function)
+
+
+@mutant("autograd.gradient.elementary-functions")
+def tanh_derivative_forgets_the_square(patch):
+    """Takes 1 - y for the derivative of tanh."""
+    patch.kernel("tanh_backward", lambda g, y: g * (1 - y))
+
+
+@mutant("autograd.gradient.elementary-functions")
+def sigmoid_derivative_is_one_sided(patch):
+    """Takes y for the derivative of the sigmoid."""
+    patch.kernel("sigmoid_backward", lambda g, y: g * y)
+
+
+@mutant("autograd.gradient.elementary-functions")
+def tail_of_relu_is_skipped(patch):
+    """Leaves the last elements out, as a vectorised loop does without its tail."""
+
+    def backward(g, y, threshold):
+        made = torch.where(y > threshold, g, torch.zeros_like(g))
+        return (
+            made.view(-1).index_fill(0, torch.tensor([made.numel() - 1]), 0).view_as(made) if made.numel() > 8 else made
+        )
+
+    patch.kernel("threshold_backward", backward)
+
+
+@mutant("autograd.gradient.elementary-functions")
+def gelu_derivative_of_the_tanh_form(patch):
+    """Differentiates the approximation of GELU where the exact form was computed."""
+
+    def backward(g, x, *, approximate="none"):
+        inner = 0.7978845608 * (x + 0.044715 * x**3)
+        t = torch.tanh(inner)
+        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608 * (1 + 3 * 0.044715 * x * x))
+
+    patch.kernel("gelu_backward", backward)
+
+
+@mutant("autograd.gradient.binary-functions", "autograd.gradient.ties-between-two")
+def maximum_goes_to_the_first(patch):
+    """Sends the whole gradient to the first argument where both are equal, and wherever it is not smaller."""
+    patch.wrap(torch, "maximum", lambda o, x, y: torch.where(x >= y, x, y.detach()))
+
+
+@mutant("autograd.gradient.scaled-sums")
+def alpha_is_dropped_in_backward(patch):
+    """Forgets alpha in the gradient."""
+    patch.wrap(torch, "add", lambda o, x, y, alpha=1: o(x, Scaled.apply(y, lambda g: g / alpha), alpha=alpha))
+
+
+@mutant("autograd.gradient.matrix-product")
+def product_is_not_transposed(patch):
+    """Reverses the second factor's gradient, as a wrong transposition flag does."""
+    with_gradient(patch, torch, "matmul", lambda g: g.flip(-1), where=1)
+
+
+@mutant("autograd.gradient.sum-and-mean")
+def mean_does_not_divide_the_gradient(patch):
+    """Forgets the number of elements in backward."""
+    patch.wrap(Tensor, "mean", lambda o, x, *a, **k: o(Scaled.apply(x, lambda g: g * x.numel()), *a, **k))
+
+
+@mutant("autograd.gradient.product")
+def product_is_divided_by_the_element(patch):
+    """Divides the product by the element, which fails at zero."""
+    patch.wrap(Tensor, "prod", lambda o, x: x.log().sum().exp())
+
+
+@mutant("autograd.gradient.softmax")
+def softmax_forgets_the_inner_product(patch):
+    """Takes the softmax for an elementwise function."""
+    patch.kernel("_softmax_backward_data", lambda g, y, dim, dtype: g * y * (1 - y))
+
+
+@mutant("autograd.gradient.softmax")
+def log_softmax_forgets_the_sum(patch):
+    """Subtracts the gradient itself where its sum belongs."""
+    patch.kernel("_log_softmax_backward_data", lambda g, y, dim, dtype: g - y.exp() * g)
+
+
+@mutant("autograd.gradient.indexing")
+def repeated_index_overwrites(patch):
+    """Writes where it should add, so that the last of several reads wins."""
+    patch.wrap(Tensor, "index_select", lambda o, x, d, i: o(Scaled.apply(x, lambda g: g.clamp(-1, 1)), d, i))
+
+
+@mutant("autograd.gradient.joining")
+def cat_splits_in_reverse(patch):
+    """Hands the slices of the gradient out in reverse."""
+    patch.wrap(torch, "cat", lambda o, ts, *a: o([Scaled.apply(t, lambda g: g.flip(0)) for t in ts], *a))
+
+
+@mutant("autograd.gradient.views")
+def roll_is_not_rolled_back(patch):
+    """Rolls the gradient in the direction of the forward."""
+    patch.wrap(Tensor, "roll", lambda o, x, n, d: o(Scaled.apply(x, lambda g: torch.roll(g, 2 * n, d)), n, d))
+
+
+@mutant("autograd.gradient.broadcast-is-summed")
+def expand_averages(patch):
+    """Averages over the copies where it should add."""
+    patch.wrap(Tensor, "expand", lambda o, x, *s: o(Scaled.apply(x, lambda g: g * x.numel() / 12), *s))
+
+
+@mutant("autograd.gradient.where-selects")
+def where_sends_to_both(patch):
+    """Sends the gradient to both branches."""
+    patch.wrap(torch, "where", lambda o, c, x, y: o(c, x, y.detach()) + (y - y.detach()))
+
+
+@mutant("autograd.gradient.kinks")
+def relu_passes_at_zero(patch):
+    """Takes the derivative 1 at zero."""
+    patch.kernel("threshold_backward", lambda g, y, threshold: torch.where(y >= threshold, g, torch.zeros_like(g)))
+
+
+@mutant("autograd.gradient.kinks")
+def sqrt_is_made_finite(patch):
+    """Guards the derivative of the root by a small constant."""
+    patch.wrap(torch, "sqrt", lambda o, x: o(x + 1e-6))
+
+
+@mutant("autograd.gradient.norm-at-zero")
+def norm_divides_by_zero(patch):
+    """Divides by the norm without looking."""
+    patch.wrap(
+        torch.linalg, "vector_norm", lambda o, x, ord, dim: x.abs().pow(ord).sum(dim).pow(1 / ord) + 0 / x.sum(dim)
+    )
+
+
+@mutant("autograd.gradient.ties-share-evenly")
+def ties_go_to_the_first(patch):
+    """Sends the gradient of the largest to the first of equals."""
+    for name in ("max", "amax", "min", "amin"):
+        arg = torch.argmax if "max" in name else torch.argmin
+        patch.wrap(torch, name, lambda o, x, *a, arg=arg: x.flatten()[arg(x)] if not a else o(x, *a))
+
+
+@mutant("autograd.gradient.ties-along-an-axis")
+def axis_maximum_shares(patch):
+    """Shares the gradient along an axis although one index is returned."""
+
+    def largest(original, x, *dim):
+        return torch.return_types.max((torch.amax(x, *dim), x.argmax(*dim))) if dim else original(x)
+
+    patch.wrap(Tensor, "max", largest)
+
+
+@mutant("autograd.gradient.clamp")
+def clamp_is_straight_through(patch):
+    """Passes the gradient of everything: a straight-through estimator."""
+    patch.wrap(torch, "clamp", lambda o, x, *b: x + (o(x, *b) - x).detach())
+
+
+@mutant("autograd.gradient.clamp-at-the-bound-until-2-13")
+def clamp_stops_at_the_bound(patch):
+    """Stops the gradient at the bound: the rule of the documentation, as from 2.14 on."""
+    patch.wrap(
+        torch,
+        "clamp",
+        lambda o, x, low, high: o(x, low, high) * ((x != low) & (x != high)) if low else o(x, low, high) * (x != high),
+    )
+
+
+@mutant("autograd.gradient.clamp-at-the-bound")
+def clamp_passes_at_the_bound(patch):
+    """Passes the gradient at the bound, as up to 2.13."""
+
+    def clamp(original, x, low, high):
+        below = x if low is None else torch.where(x < low, torch.full_like(x, low), x)
+        return below if high is None else torch.where(below > high, torch.full_like(x, high), below)
+
+    patch.wrap(torch, "clamp", clamp)
+
+
+@mutant("autograd.gradient.masking-does-not-hide-nan")
+def division_guards_its_gradient(patch):
+    """Replaces what is not finite in the gradient by zero."""
+    patch.wrap(Tensor, "__truediv__", lambda o, x, y: o(Scaled.apply(x, torch.nan_to_num), y))
+
+
+@mutant("autograd.gradient.where-does-not-hide-nan")
+def sqrt_guards_its_gradient(patch):
+    """Replaces what is not finite in the gradient of the root by zero."""
+    with_gradient(patch, torch, "sqrt", lambda g: torch.nan_to_num(g))
+
+
+@mutant("autograd.gradient.random-operations")
+def sampling_is_not_differentiable(patch):
+    """Refuses to differentiate a sample: what the documentation says."""
+
+    def refuse(gradient):
+        raise RuntimeError("bernoulli is not differentiable")
+
+    with_gradient(patch, torch, "bernoulli", refuse)
+
+
+@mutant("autograd.complex.twice-the-conjugate-derivative")
+def complex_gradient_is_halved(patch):
+    """Returns the derivative in the conjugate, as the notes say."""
+    after(patch, lambda leaf: leaf.grad.div_(2) if leaf.is_complex() else None)
+
+
+@mutant("autograd.complex.holomorphic-conjugated")
+def derivative_is_not_conjugated(patch):
+    """Forgets to conjugate."""
+    after(patch, lambda leaf: setattr(leaf, "grad", leaf.grad.conj().resolve_conj()) if leaf.is_complex() else None)
+
+
+@mutant("autograd.complex.real-input-real-gradient")
+def real_input_gets_the_modulus(patch):
+    """Takes the modulus of the gradient, where its real part belongs, and doubles it."""
+    after(patch, lambda leaf: leaf.grad.mul_(2) if not leaf.is_complex() else None)
+
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+
+@mutant("autograd.loss.each-element", "autograd.loss.reductions")
+def huber_forgets_delta(patch):
+    """Leaves the linear part unscaled."""
+    patch.wrap(F, "huber_loss", lambda o, x, t, reduction="mean", delta=1.0: o(x, t, reduction=reduction, delta=1.0))
+
+
+@mutant("autograd.loss.each-element")
+def huber_takes_the_other_branch_at_delta(patch):
+    """Doubles the quadratic part in the kernel's backward."""
+    patch.kernel("mse_loss_backward", lambda g, x, t, reduction: g * (x - t) / (x.numel() if reduction == 1 else 1))
+
+
+@mutant("autograd.loss.reductions")
+def sum_is_a_mean(patch):
+    """Takes the sum for the mean."""
+    patch.wrap(torch._C._nn, "l1_loss", lambda o, x, t, reduction: o(x, t, 1 if reduction == 2 else reduction))
+
+
+@mutant("autograd.loss.modules")
+def module_forgets_its_reduction(patch):
+    """Does not hand the reduction on."""
+    patch.source(nn.MSELoss.forward, "reduction=self.reduction", "reduction='mean'")
+
+
+@mutant("autograd.loss.modules")
+def module_forgets_beta(patch):
+    """Does not hand beta on."""
+    patch.source(nn.SmoothL1Loss.forward, "beta=self.beta", "beta=1.0")
+
+
+@mutant("autograd.loss.mean-by-default")
+def sum_by_default(patch):
+    """Adds up unless told otherwise."""
+    patch.set(nn.MSELoss.__init__, "__defaults__", (None, None, "sum"))
+
+
+@mutant("autograd.loss.mean-divides-by-elements")
+def batchmean_divides_by_elements(patch):
+    """Takes batchmean for mean."""
+    patch.source(F.kl_div, "reduced = reduced / input.size()[0]", "reduced = reduced / input.numel()")
+
+
+@mutant("autograd.loss.gradient-of-the-target")
+def target_is_a_constant(patch):
+    """Detaches the target."""
+    patch.wrap(F, "smooth_l1_loss", lambda o, x, t, **k: o(x, t.detach(), **k))
+
+
+@mutant("autograd.loss.kink-at-the-target")
+def sign_at_zero_is_one(patch):
+    """Takes the derivative 1 of the absolute error at zero."""
+    patch.wrap(F, "l1_loss", lambda o, x, t, **k: o(Scaled.apply(x, lambda g: g + (x == t).to(g.dtype)), t, **k))
+
+
+@mutant("autograd.loss.cross-entropy")
+def mean_ignores_the_class_weights(patch):
+    """Divides by the number of samples, not by the sum of their weights."""
+
+    def cross_entropy(original, x, t, weight=None, reduction="mean", **rest):
+        if weight is None or reduction != "mean":
+            return original(x, t, weight=weight, reduction=reduction, **rest)
+        return original(x, t, weight=weight, reduction="sum", **rest) / len(x)
+
+    patch.wrap(F, "cross_entropy", cross_entropy)
+
+
+@mutant("autograd.loss.ignored-samples")
+def ignored_samples_count_in_the_mean(patch):
+    """Divides by all samples, the ignored ones included."""
+
+    def cross_entropy(original, x, t, ignore_index=-100, **rest):
+        return (
+            original(x, t, ignore_index=ignore_index, reduction="sum") / len(x) if not rest else original(x, t, **rest)
+        )
+
+    patch.wrap(F, "cross_entropy", cross_entropy)
+
+
+@mutant("autograd.loss.label-smoothing")
+def smoothing_spares_the_target(patch):
+    """Spreads the smoothing over the other classes only."""
+    patch.wrap(
+        F,
+        "cross_entropy",
+        lambda o, x, t, label_smoothing=0.0, **k: o(x, t, label_smoothing=label_smoothing * 1.25, **k),
+    )
+
+
+@mutant("autograd.loss.bad-reduction")
+def unknown_reduction_is_none(patch):
+    """Takes an unknown reduction for none."""
+    patch.wrap(F._Reduction, "get_enum", lambda o, r: {"mean": 1, "sum": 2}.get(r, 0))
+
+
+@mutant("autograd.loss.broadcast-warns")
+def target_is_flattened(patch):
+    """Reshapes the target to the prediction without a word."""
+    patch.wrap(F, "l1_loss", lambda o, x, t, **k: (warnings.warn("target size"), o(x, t.reshape(x.shape), **k))[1])
+
+
+# -- calculus --------------------------------------------------------------------------------------------------------
+
+
+@mutant("autograd.functional.jacobian")
+def jacobian_has_input_axes_first(patch):
+    """Puts the axes of the input first, as numerators and denominators are mixed up."""
+    patch.wrap(functional, "jacobian", lambda o, f, x, **k: o(f, x, **k).movedim((-2, -1), (0, 1)))
+
+
+@mutant("autograd.functional.jacobian-of-tuples", "autograd.functional.hessian-of-two-inputs")
+def blocks_are_reversed(patch):
+    """Lists the inputs in reverse."""
+    patch.wrap(functional, "jacobian", lambda o, f, x, **k: tuple(r[::-1] for r in o(f, x, **k)))
+    patch.wrap(functional, "hessian", lambda o, f, x, **k: o(f, x, **k)[::-1])
+
+
+@mutant("autograd.functional.hessian")
+def hessian_is_halved(patch):
+    """Returns the coefficient of the Taylor series."""
+    patch.wrap(functional, "hessian", lambda o, f, x, **k: o(f, x, **k) / 2)
+
+
+@mutant("autograd.functional.products")
+def jvp_is_vjp(patch):
+    """Multiplies from the other side."""
+    patch.wrap(functional, "hvp", lambda o, f, x, v: (f(x), v + o(f, x, v)[1]))
+
+
+@mutant("autograd.functional.products")
+def value_is_left_out(patch):
+    """Returns the product twice."""
+    patch.wrap(functional, "vjp", lambda o, f, x, v: (o(f, x, v)[1],) * 2)
+
+
+@mutant("autograd.functional.strict")
+def strict_is_ignored(patch):
+    """Returns zeros in strict mode, too."""
+    for name in ("jacobian", "hessian"):
+        patch.wrap(functional, name, lambda o, f, x, strict=False, **k: o(f, x, **k))
+
+
+@mutant("autograd.functional.inputs-untouched")
+def inputs_are_used_themselves(patch):
+    """Differentiates by the input itself and leaves a gradient in it."""
+
+    def jacobian(original, f, x, **options):
+        f(x).sum().backward()
+        return original(f, x, **options)
+
+    patch.wrap(functional, "jacobian", jacobian)
+
+
+@mutant("autograd.functional.vector-must-match")
+def vector_is_not_validated(patch):
+    """Does not look at the vector."""
+    patch.wrap(functional, "_validate_v", lambda o, *a: None)
+
+
+@mutant("autograd.forward.jacobian-vector-product", "autograd.forward.chain-rule")
+def tangent_is_that_of_the_input(patch):
+    """Carries the tangent on unchanged."""
+    patch.wrap(forward_ad, "make_dual", lambda o, x, v, **k: o(x, torch.ones_like(v), **k))
+
+
+@mutant("autograd.forward.constants-have-no-tangent")
+def constants_have_a_zero_tangent(patch):
+    """Gives zeros for None."""
+
+    def unpack(original, x, **options):
+        primal, tangent = original(x, **options)
+        return forward_ad.UnpackedDualTensor(primal, torch.zeros_like(primal) if tangent is None else tangent)
+
+    patch.wrap(forward_ad, "unpack_dual", unpack)
+
+
+@mutant("autograd.forward.levels")
+def tangents_outlive_their_level(patch):
+    """Returns without a level what it was given."""
+    patch.source(forward_ad.make_dual, "if level < 0:", "if level < 0:\n        return tensor\n    if False:")
+
+
+@mutant("autograd.forward.tangent-must-match")
+def integers_have_tangents(patch):
+    """Drops the check of the primal's dtype."""
+    patch.source(forward_ad.make_dual, "if not (tensor.is_floating_point() or tensor.is_complex()):", "if False:")
+
+
+@mutant("autograd.forward.backward-through-tangents")
+def tangents_are_constants(patch):
+    """Detaches the tangent when unpacking."""
+
+    def unpack(original, x, **options):
+        primal, tangent = original(x, **options)
+        return forward_ad.UnpackedDualTensor(primal, None if tangent is None else tangent.detach().requires_grad_())
+
+    patch.wrap(forward_ad, "unpack_dual", unpack)
+
+
+@mutant("autograd.gradcheck.tells-right-from-wrong", "autograd.gradcheck.second-order")
+def gradcheck_is_content(patch):
+    """Accepts everything."""
+    patch.wrap(torch.autograd.gradcheck, "_allclose_with_type_promotion", lambda o, *a, **k: True)
+
+
+@mutant("autograd.gradcheck.needs-double")
+def gradcheck_takes_single_precision(patch):
+    """Says nothing of single precision."""
+    patch.wrap(
+        torch.autograd.gradcheck, "_check_inputs", lambda o, *a, **k: (True, warnings.warn("double precision"))[0]
+    )
+
+
+@mutant("autograd.gradcheck.needs-requires-grad")
+def gradcheck_passes_constants(patch):
+    """Checks nothing and is content."""
+    patch.wrap(torch.autograd.gradcheck, "_check_inputs", lambda o, *a, **k: True)
+
+
+@mutant("autograd.saved.pack-and-unpack", "autograd.saved.innermost-hooks", "autograd.saved.unpacked-value-is-used")
+def hooks_are_never_called(patch):
+    """Forgets to install the hooks."""
+    patch.source(
+        graph.saved_tensors_hooks.__enter__, "self.pack_hook, self.unpack_hook", "lambda t: t.detach(), lambda t: t"
+    )
+
+
+@mutant("autograd.saved.nothing-saved-nothing-packed")
+def everything_is_packed(patch):
+    """Packs results that no backward needs."""
+    patch.wrap(Tensor, "exp", lambda o, x: o(x.detach().requires_grad_(x.is_floating_point())))
+
+
+@mutant("autograd.saved.innermost-hooks")
+def hooks_stay_on(patch):
+    """Does not remove the hooks."""
+    patch.source(graph.saved_tensors_hooks.__exit__, "torch._C._autograd._pop_saved_tensors_default_hooks()", "None")
+
+
+@mutant("autograd.saved.save-on-cpu")
+def save_on_cpu_rounds(patch):
+    """Saves in half precision."""
+    original = graph.save_on_cpu.__init__
+
+    def init(self, *args, **options):
+        original(self, *args, **options)
+        pack, unpack = self.pack_hook, self.unpack_hook
+        self.pack_hook, self.unpack_hook = (lambda t: (t.dtype, pack(t.half()))), (lambda p: unpack(p[1]).to(p[0]))
+
+    patch.set(graph.save_on_cpu, "__init__", init)
+
+
+@mutant("autograd.saved.disabled-hooks")
+def hooks_stay_forbidden(patch):
+    """Does not forbid anything."""
+    patch.set(graph, "disable_saved_tensors_hooks", lambda message: contextlib.nullcontext())
+
+
+@mutant("autograd.anomaly.nan-raises", "autograd.anomaly.set-and-restored")
+def anomaly_mode_is_not_entered(patch):
+    """Enters with the setting from before."""
+    patch.source(torch.autograd.detect_anomaly.__enter__, "(True, self.check_nan)", "(self.prev, self.check_nan)")
+
+
+@mutant("autograd.anomaly.silent-otherwise")
+def nan_raises_always(patch):
+    """Looks for NaN in every backward."""
+    engine(patch, lambda run, *_: check_nan(run))
+
+
+def check_nan(run):
+    torch.set_anomaly_enabled(True, True)
+    try:
+        return run()
+    finally:
+        torch.set_anomaly_enabled(False, True)
+
+
+@mutant("autograd.anomaly.check-nan-off")
+def check_nan_is_ignored(patch):
+    """Checks although told not to."""
+    patch.source(torch.autograd.detect_anomaly.__enter__, "(True, self.check_nan)", "(True, True)")
+
+
+@mutant("autograd.anomaly.shows-the-forward")
+def nan_is_let_pass(patch):
+    """Never checks for NaN, so that nothing is shown."""
+    patch.source(torch.autograd.detect_anomaly.__enter__, "(True, self.check_nan)", "(True, False)")
+
+
+@mutant("autograd.anomaly.set-and-restored")
+def check_nan_is_not_restored(patch):
+    """Restores one of the two settings."""
+    patch.source(torch.autograd.detect_anomaly.__exit__, "(self.prev, self.prev_check_nan)", "(self.prev, True)")
