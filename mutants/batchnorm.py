@@ -924,3 +924,11 @@ def statistics_take_a_gradient(patch):
         return y
 
     patch.wrap(BatchNorm, "forward", forward)
+
+
+@mutant("batchnorm.network.old-checkpoint-counter")
+def old_checkpoint_resets_the_counter(patch):
+    """Begins counting anew, as torch 1.13 did."""
+    patch.source(
+        NormBase._load_from_state_dict, "self.num_batches_tracked is not None", "self.num_batches_tracked is None"
+    )

@@ -677,9 +677,13 @@ def test_untracked_layers_use_the_batch_in_both_modes(case, cls, shape):
 
 
 @claim("batchnorm.track.switched-off-later")
-@pytest.mark.parametrize("cls", [*CLASSES, nn.SyncBatchNorm])
+@pytest.mark.parametrize("cls", CLASSES)
 def test_tracking_switched_off_later(case, cls):
-    layer, x = case.module(cls, 5, eps=EPS), case.tensor(*dict(INPUTS).get(cls, (9, 5)), loc=1.5)
+    layer, x = case.module(cls, 5, eps=EPS), case.tensor(*dict(INPUTS)[cls], loc=1.5)
+    no_longer_tracks(case, layer, x)
+
+
+def no_longer_tracks(case, layer, x):
     layer.track_running_stats = False
     with case.unchanged(layer, x=x):
         close_to_train(case, layer(x), x, *affine(layer), EPS)
@@ -971,23 +975,36 @@ def test_update_bn_averages_one_pass(case, training):
     case.close(layer.running_var, np.mean([reference.variance(array(x), 1) for x in xs], axis=0), k=k)
 
 
-@claim("batchnorm.network.old-checkpoint")
-@pytest.mark.parametrize("metadata", [True, False])
-def test_old_checkpoint_loads(case, metadata):
-    layer, old = case.module(nn.BatchNorm1d, 5), case.module(nn.BatchNorm1d, 5).state_dict()
-    counted = int(layer.num_batches_tracked)
+def old_checkpoint(case, metadata):
+    """A state_dict from before the counter, with the version of that time or none."""
+    old = case.module(nn.BatchNorm1d, 5).state_dict()
     del old["num_batches_tracked"]
     if metadata:
         old._metadata[""]["version"] = 1
     else:
         del old._metadata
+    return old
+
+
+@claim("batchnorm.network.old-checkpoint")
+@pytest.mark.parametrize("metadata", [True, False])
+def test_old_checkpoint_loads(case, metadata):
+    layer, old = case.module(nn.BatchNorm1d, 5), old_checkpoint(case, metadata)
     layer.load_state_dict(old, strict=True)
-    assert int(layer.num_batches_tracked) == counted
     case.same(layer.running_var, old["running_var"])
     current = case.module(nn.BatchNorm1d, 5).state_dict()
     del current["num_batches_tracked"]
     with case.raises(RuntimeError, "missing.*num_batches_tracked"):
         layer.load_state_dict(current)
+
+
+@claim("batchnorm.network.old-checkpoint-counter")
+@pytest.mark.parametrize("metadata", [True, False])
+def test_old_checkpoint_leaves_the_counter(case, metadata):
+    layer = case.module(nn.BatchNorm1d, 5)
+    counted = int(layer.num_batches_tracked)
+    layer.load_state_dict(old_checkpoint(case, metadata))
+    assert int(layer.num_batches_tracked) == counted
 
 
 # -- lazy and synchronised layers --------------------------------------------------------------------------------------
@@ -1057,6 +1074,11 @@ def test_untracked_sync_batchnorm_uses_the_batch(case):
     layer, x = case.module(nn.SyncBatchNorm, 5, eps=EPS, track_running_stats=False), case.tensor(9, 5, loc=1.5)
     for training in (True, False):
         close_to_train(case, layer.train(training)(x), x, *affine(layer), EPS)
+
+
+@claim("batchnorm.sync.single-process")
+def test_tracking_of_sync_batchnorm_switched_off_later(case):
+    no_longer_tracks(case, case.module(nn.SyncBatchNorm, 5, eps=EPS), case.tensor(9, 5, loc=1.5))
 
 
 @claim("batchnorm.sync.convert")
