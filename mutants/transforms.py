@@ -91,11 +91,11 @@ def compile_freezes_the_mode(patch):
 @mutant("transforms.script.follows-modes")
 def script_freezes_the_mode(patch):
     """Freezes the mode of scripting time."""
-    patch.wrap(
-        torch.jit,
-        "script",
-        lambda original, module, *a, **o: original(module.eval(), *a, **o).__class__ and nn.Identity(),
-    )
+
+    def script(original, module, *args, **kwargs):
+        return torch.jit.freeze(original(module.eval(), *args, **kwargs))
+
+    patch.wrap(torch.jit, "script", script)
 
 
 @mutant("transforms.trace.freezes-the-mode")
