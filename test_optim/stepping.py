@@ -82,12 +82,15 @@ def give_gradients(case, parameters):
     sizes = [p.numel() * (1 + p.is_complex()) for p in parameters]
     values = case.rng.uniform(0.5, 1.5, sum(sizes)) * case.rng.choice([-1, 1], sum(sizes))
     real = parameters[0].real.dtype if parameters[0].is_complex() else parameters[0].dtype
-    for p, part in zip(parameters, case.tensor_of(values, dtype=real).split(sizes)):
+    for p, part in zip(parameters, case.tensor_of(values, dtype=real).split(sizes), strict=True):
         p.grad = torch.view_as_complex(part.reshape(*p.shape, 2)) if p.is_complex() else part.reshape(p.shape)
 
 
 def build(case, name, parameters, path="loop", **options):
-    """The optimiser of this name, run by this path ("fixed": it has but one). Raises `Unsupported` for what the torch at hand lacks."""
+    """The optimiser of this name, run by this path ("fixed": it has but one).
+
+    Raises `Unsupported` for what the torch at hand lacks.
+    """
     cls = getattr(torch.optim, name, None)
     if cls is None:
         raise case.unsupported(f"torch {torch.__version__} has no torch.optim.{name}")
@@ -108,7 +111,7 @@ def flat(tensors):
 
 def remembered(optimizer, parameters):
     """The parameters' state by name: tensors end to end, numbers of the first parameter (all have the same)."""
-    states = [optimizer.state[p] if p in optimizer.state else {} for p in parameters]
+    states = [optimizer.state.get(p, {}) for p in parameters]
     names = {name for name, value in states[0].items() if value is not None}
     numbers = NUMBERS & names
     found = {name: flat(state[name] for state in states) for name in names - numbers - {"step"}}

@@ -38,7 +38,7 @@ def averaged(case, model, steps=4, **options):
     for _ in range(steps):
         move(case, model)
         average.update_parameters(model)
-        for kept, tensor in zip(states, [*model.parameters(), *model.buffers()]):
+        for kept, tensor in zip(states, [*model.parameters(), *model.buffers()], strict=True):
             kept.append(array(tensor).astype(float))
     return average, states
 
@@ -63,7 +63,7 @@ def test_the_average_is_the_arithmetic_mean(case, how):
         option = {"multi_avg_fn" if "multi" in how else "avg_fn": given(case, how)()}
     average, states = averaged(case, model_of(case), **option)
     assert average.n_averaged == 4
-    for p, kept in zip(average.module.parameters(), states):
+    for p, kept in zip(average.module.parameters(), states, strict=False):
         case.close(p, reference.equal(kept), k=4 * 4, scale=magnitude(kept))  # four updates of four roundings
 
 
@@ -73,7 +73,7 @@ def test_the_average_is_the_arithmetic_mean(case, how):
 def test_the_exponential_average(case, how):
     option = {"multi_avg_fn" if "multi" in how else "avg_fn": given(case, how)(DECAY)}
     average, states = averaged(case, model_of(case), **option)
-    for p, kept in zip(average.module.parameters(), states):
+    for p, kept in zip(average.module.parameters(), states, strict=False):
         case.close(p, reference.exponential(kept, DECAY), k=4 * 4, scale=magnitude(kept))  # as above
 
 
@@ -98,7 +98,7 @@ def test_the_first_update_copies(case, how):
     option = {"avg_fn": given(case, "get_ema_avg_fn")(DECAY)} if option is None else option
     model = model_of(case)
     average, _ = averaged(case, model, steps=1, **option)
-    for p, q in zip(average.module.parameters(), model.parameters()):
+    for p, q in zip(average.module.parameters(), model.parameters(), strict=True):
         case.same(p.detach(), q.detach())
 
 
@@ -111,7 +111,7 @@ def test_an_averaging_function_gets_average_model_and_count(case):
         return torch.maximum(average, current)
 
     average, states = averaged(case, model_of(case), avg_fn=keep_larger)
-    for p, kept in zip(average.module.parameters(), states):
+    for p, kept in zip(average.module.parameters(), states, strict=False):
         case.close(p, np.max(kept, axis=0), k=0)
     assert counts == [1] * 4 + [2] * 4 + [3] * 4
 
@@ -127,11 +127,11 @@ def test_there_is_one_averaging_function(case):
 def test_the_average_is_a_copy_of_the_model(case):
     model = model_of(case)
     average = swa_utils.AveragedModel(model)
-    assert not any(p is q for p, q in zip(average.parameters(), model.parameters()))
+    assert not any(p is q for p, q in zip(average.parameters(), model.parameters(), strict=True))
     kept = [p.detach().clone() for p in average.parameters()]
     with case.unchanged(average.module):
         move(case, model)
-    for p, q in zip(average.parameters(), kept):
+    for p, q in zip(average.parameters(), kept, strict=True):
         case.same(p.detach(), q)
     with case.unchanged(model):
         average.update_parameters(model)
@@ -147,7 +147,7 @@ def test_the_average_computes_as_its_module(case):
 def test_buffers_are_copied_from_the_model(case):
     model = model_of(case)
     average, _ = averaged(case, model)
-    for ours, theirs in zip(average.module.buffers(), model.buffers()):
+    for ours, theirs in zip(average.module.buffers(), model.buffers(), strict=True):
         case.same(ours, theirs)
 
 
@@ -158,7 +158,9 @@ def test_buffers_are_averaged_when_asked(case, how):
     option = {} if how == "swa" else {"avg_fn": given(case, "get_ema_avg_fn")(DECAY)}
     average, states = averaged(case, model_of(case), use_buffers=True, **option)
     law = reference.equal if how == "swa" else lambda kept: reference.exponential(kept, DECAY)
-    floating = [(b, kept) for b, kept in zip(average.module.buffers(), states[4:]) if b.is_floating_point()]
+    floating = [
+        (b, kept) for b, kept in zip(average.module.buffers(), states[4:], strict=True) if b.is_floating_point()
+    ]
     assert len(floating) == 2
     for b, kept in floating:
         case.close(b, law(kept), k=4 * 4, scale=magnitude(kept))  # as above
@@ -174,7 +176,7 @@ def test_the_count_is_saved_with_the_average(case):
     move(case, model)
     average.update_parameters(model)
     other.update_parameters(model)
-    for p, q in zip(average.parameters(), other.parameters()):
+    for p, q in zip(average.parameters(), other.parameters(), strict=True):
         case.same(p.detach(), q.detach())
 
 
@@ -244,7 +246,9 @@ def test_the_rate_is_annealed_to_swa_lr(case, strategy, epochs, rate):
     options = {"anneal_epochs": epochs, "anneal_strategy": strategy}
     for t in range(9):
         found.append(rates_of(optimizer))
-        wanted.append([schedulers.swa(t, base, swa_lr=lr, **options) for base, lr in zip((0.5, 0.08), rates)])
+        wanted.append(
+            [schedulers.swa(t, base, swa_lr=lr, **options) for base, lr in zip((0.5, 0.08), rates, strict=True)]
+        )
         advance(optimizer, scheduler)
     # undoing the share of swa_lr loses what the cosine leaves of the first rate, at most T^2
     holds(case, found, wanted, {"T_max": max(epochs, 1)})

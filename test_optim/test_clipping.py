@@ -45,13 +45,13 @@ def test_gradients_are_scaled_to_the_norm(case, foreach, p):
     # a term is at most the sum, so that tensors of up to 33 elements and four norms leave 2 (33 + 4) roundings
     k = 2 * (33 + 4)
     case.close(found, norm, k=k)
-    for q, g in zip(parameters, gradients):
+    for q, g in zip(parameters, gradients, strict=True):
         case.close(q.grad, g * reference.coefficient(norm, norm / 3), k=k + 4)
 
 
 @claim("clipping.norm.counts-nonzeros")
 def test_the_norm_of_order_zero_counts_by_tensors(case):
-    parameters, gradients = with_gradients(case)
+    parameters, _ = with_gradients(case)
     parameters[0].grad[2:4] = 0
     case.same(clip(case, clip_grad_norm_, parameters, 1e9, norm_type=0.0).double(), torch.tensor(4.0).double())
 
@@ -63,7 +63,7 @@ def test_small_gradients_stay_bit_by_bit(case, foreach):
     parameters, gradients = with_gradients(case)
     before = [p.grad.clone() for p in parameters]
     clip(case, clip_grad_norm_, parameters, 2 * reference.total_norm(gradients), foreach=foreach)
-    for p, g in zip(parameters, before):
+    for p, g in zip(parameters, before, strict=True):
         case.same(p.grad, g)
 
 
@@ -98,7 +98,7 @@ def test_gradients_are_scaled_in_place(case, foreach):
     named = {f"p{i}": p for i, p in enumerate(parameters)} | {"silent": silent}
     with case.unchanged(**named, but={f"p{i}.grad" for i in range(len(parameters))}):
         clip(case, clip_grad_norm_, [*parameters, silent], 0.1, foreach=foreach)
-    assert all(p.grad is tensor for p, tensor in zip(parameters, tensors))
+    assert all(p.grad is tensor for p, tensor in zip(parameters, tensors, strict=True))
 
 
 @claim("clipping.norm.any-iterable")
@@ -140,7 +140,7 @@ def test_a_nonfinite_norm_is_an_error_when_asked(case, foreach, bad):
     before = [p.grad.clone() for p in parameters]
     with case.raises(RuntimeError, "non-finite"):
         clip(case, clip_grad_norm_, parameters, 1.0, error_if_nonfinite=True, foreach=foreach)
-    for p, g in zip(parameters, before):
+    for p, g in zip(parameters, before, strict=True):
         case.same(p.grad, g)
 
 
@@ -162,13 +162,13 @@ def test_gradients_of_several_dtypes_share_one_norm(case, foreach):
 def test_norm_and_scaling_may_be_had_apart(case, foreach):
     parameters, _ = with_gradients(case)
     others = [p.detach().clone().requires_grad_() for p in parameters]
-    for p, q in zip(parameters, others):
+    for p, q in zip(parameters, others, strict=True):
         q.grad = p.grad.clone()
     whole = clip_grad_norm_(parameters, 1.5, norm_type=3.0, foreach=foreach)
     norm = nn.utils.get_total_norm([q.grad for q in others], norm_type=3.0, foreach=foreach)
     nn.utils.clip_grads_with_norm_(others, 1.5, norm, foreach=foreach)
     case.same(norm, whole)
-    for p, q in zip(parameters, others):
+    for p, q in zip(parameters, others, strict=True):
         case.same(p.grad, q.grad)
 
 
@@ -178,7 +178,7 @@ def test_norm_and_scaling_may_be_had_apart(case, foreach):
 def test_every_element_is_clamped(case, foreach):
     parameters, gradients = with_gradients(case)
     clip(case, clip_grad_value_, parameters, 0.75, foreach=foreach)
-    for p, g in zip(parameters, gradients):
+    for p, g in zip(parameters, gradients, strict=True):
         case.close(p.grad, np.clip(g, -0.75, 0.75), k=0)
 
 
@@ -190,7 +190,7 @@ def test_elements_are_clamped_in_place(case, foreach):
     named = {f"p{i}": p for i, p in enumerate(parameters)} | {"silent": silent}
     with case.unchanged(**named, but={f"p{i}.grad" for i in range(len(parameters))}):
         clip(case, clip_grad_value_, [*parameters, silent], 0.1, foreach=foreach)
-    assert all(p.grad is tensor for p, tensor in zip(parameters, tensors))
+    assert all(p.grad is tensor for p, tensor in zip(parameters, tensors, strict=True))
 
 
 @claim("clipping.vector.round-trip")
@@ -201,7 +201,7 @@ def test_parameters_become_one_vector_and_back(case):
     case.same(vector.detach(), torch.cat([p.detach().reshape(-1) for p in parameters]))
     target = parameters_of(case, [(3, 2), (4,), (2, 1, 3)])
     vector_to_parameters(vector.detach(), target)
-    for p, q in zip(parameters, target):
+    for p, q in zip(parameters, target, strict=True):
         case.same(q.detach(), p.detach())
         assert q.is_leaf
 

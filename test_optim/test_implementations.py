@@ -86,11 +86,11 @@ def test_one_group_holds_parameters_of_several_dtypes(case, name, path):
     for _ in range(3):
         give_gradients(case, together[::2])
         give_gradients(case, together[1::2])
-        for p, (q,) in zip(together, alone):
+        for p, (q,) in zip(together, alone, strict=True):
             q.grad = p.grad.clone()
         for optimizer in [one, *many]:
             optimizer.step()
-    for p, (q,) in zip(together, alone):
+    for p, (q,) in zip(together, alone, strict=True):
         case.same(p.detach(), q.detach())
 
 
@@ -158,7 +158,7 @@ def test_fused_unscales_by_the_scale_it_is_handed(case, name):
             return law_of(case, name)(p, g * 0.125, state, **options)
 
         follows(case, optimizer, parameters, law, USUAL[name])
-        for p, g in zip(parameters, old):
+        for p, g in zip(parameters, old, strict=True):
             case.same(p.grad, g / 8)
 
 

@@ -71,8 +71,8 @@ def test_the_direction_is_that_of_the_inverse_hessian(case, history):
         gradients.append(array(problem.gradient(problem.x)).copy())
         optimizer.step(problem)
     moves, changes = np.diff(points, axis=0), np.diff(gradients, axis=0)
-    H, size = reference.inverse_hessian(moves[-history:], changes[-history:])
-    wanted = points[-1] - 0.3 * H @ gradients[-1]
+    estimate, size = reference.inverse_hessian(moves[-history:], changes[-history:])
+    wanted = points[-1] - 0.3 * estimate @ gradients[-1]
     # a product of matrices of five a pair: moves and changes, as differences, bring a rounding of their own each
     k = 4 * SIZE * (len(moves) + 2)
     amplified = max(np.abs(points).max() / np.abs(m).max() for m in moves)

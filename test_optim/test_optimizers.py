@@ -316,7 +316,7 @@ def test_adafactor(case, path, options):
         before = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in parameters]
         old = [array(p.clone()) for p in parameters]
         optimizer.step()
-        for p, start, state in zip(parameters, old, before):
+        for p, start, state in zip(parameters, old, before, strict=True):
             known = {k: float(v) if k == "step" else Rounded(array(v)) for k, v in state.items()}
             wanted, after = law(Rounded(start), Rounded(array(p.grad)), known, **options)
             # 2: torch takes roots of sums of squares and squares them again
@@ -339,7 +339,7 @@ def test_adafactor_takes_the_eps_of_each_parameters_dtype(case, path, first):
         p.grad = torch.full_like(p, 1e-4)
     old = [array(p.clone()) for p in parameters]
     optimizer.step()
-    for p, start in zip(parameters, old):
+    for p, start in zip(parameters, old, strict=True):
         law = reference.adafactor(Rounded(start), Rounded(array(p.grad)), {}, lr=0.3, tiny=eps(p.dtype))[0]
         case.close(p, law.value, k=2, scale=law.error)  # 2: as above
 
@@ -363,7 +363,7 @@ def test_muon(case, options):
         before = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)).clone() for p in parameters]
         old = [array(p.clone()) for p in parameters]
         optimizer.step()
-        for p, start, buffer in zip(parameters, old, before):
+        for p, start, buffer in zip(parameters, old, before, strict=True):
             wanted, rough, buffer = reference.muon(start, Rounded(array(p.grad)), Rounded(array(buffer)), **options)
             case.close(optimizer.state[p]["momentum_buffer"], buffer.value, k=1, scale=buffer.error)
             # the iteration runs in bfloat16; the parameter itself is rounded thrice

@@ -130,7 +130,7 @@ def test_each_group_may_have_a_schedule_of_its_own(case, name):
     scheduler = schedule(case, name, optimizer, both)
     for t in range(9):
         found.append(rates_of(optimizer))
-        wanted.append([LAWS[name](t, base, **o) for base, o in zip(RATES, single)])
+        wanted.append([LAWS[name](t, base, **o) for base, o in zip(RATES, single, strict=True)])
         advance(optimizer, scheduler)
     holds(case, found, wanted, {}, 9)
 
@@ -170,9 +170,9 @@ def test_a_tensor_lr_is_filled_in_place(case, name, options):
         found.append(rates_of(optimizer))
         wanted.append([LAWS[name](t, base, **options) for base in RATES])
         handed = scheduler.get_last_lr()
-        assert not any(a is b for a, b in zip(handed, tensors))
+        assert not any(a is b for a, b in zip(handed, tensors, strict=True))
         advance(optimizer, scheduler)
-    assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, tensors))
+    assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, tensors, strict=True))
     holds(case, found, wanted, options, 9)
 
 
@@ -201,7 +201,7 @@ def test_a_scheduler_touches_nothing_but_rates_and_momenta(case, name, options):
         optimizer._opt_called = True
         scheduler.step()
     after = [group[key] for group in optimizer.param_groups for key in keys]
-    assert all(a is b for a, b in zip(before, after))
+    assert all(a is b for a, b in zip(before, after, strict=True))
     if name not in FIXED:
         assert [group["momentum"] for group in optimizer.param_groups] == [0.6, 0.6]
 
@@ -303,7 +303,7 @@ def test_last_epoch_resumes_the_schedule(case, name, options, epoch):
     for _ in range(epoch):
         advance(optimizer, old)
     fresh = optimizer_of(case, [group["lr"] for group in optimizer.param_groups])
-    for group, base in zip(fresh.param_groups, RATES):
+    for group, base in zip(fresh.param_groups, RATES, strict=True):
         group["initial_lr"] = base
     new, found, wanted = schedule(case, name, fresh, options, last_epoch=epoch - 1), [], []
     if name in ("LambdaLR", "CosineAnnealingWarmRestarts"):  # closed forms; the others find the epoch's rate in place

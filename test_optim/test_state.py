@@ -86,7 +86,7 @@ def test_the_step_goes_by_the_gradients_that_the_closure_leaves(case, name, path
 
     def closure():
         case.same(flat(parameters), start)
-        for p, g in zip(parameters, gradients):
+        for p, g in zip(parameters, gradients, strict=True):
             p.grad = g
 
     def step(ordinary=optimizer.step):
@@ -163,7 +163,7 @@ def test_each_group_steps_by_its_own_options(case, name, path):
         for p in shared:
             p.grad = None
         follows(case, optimizer, own, law_of(case, name), halved)
-        for p, g in zip(shared, alone):
+        for p, g in zip(shared, alone, strict=True):
             p.grad = g
         for p in own:
             p.grad = None
@@ -370,7 +370,7 @@ def resumes(case, name, path):
     resumed.load_state_dict(torch.load(file))
     for _ in range(2):
         give_gradients(case, parameters)
-        for p, q in zip(parameters, copies):
+        for p, q in zip(parameters, copies, strict=True):
             q.grad = p.grad.clone()
         optimizer.step()
         resumed.step()
@@ -422,7 +422,7 @@ def test_loaded_state_takes_the_parameters_dtype_but_the_count_does_not(case, na
     converted = [p.detach().to(to).requires_grad_() for p in parameters]
     new = build(case, name, converted, "fixed", **USUAL[name])
     new.load_state_dict(old.state_dict())
-    for p, q in zip(parameters, converted):
+    for p, q in zip(parameters, converted, strict=True):
         for key, value in old.state[p].items():
             if key == "step":
                 case.same(new.state[q][key], value)

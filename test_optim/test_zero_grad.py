@@ -44,7 +44,7 @@ def test_a_gradient_that_was_cleared_is_made_anew(case):
     old = [p.grad for p in model.parameters()]
     clear(optimizer)
     model(case.tensor(2, 5)).sum().backward()
-    assert all(p.grad is not None and p.grad is not g for p, g in zip(model.parameters(), old))
+    assert all(p.grad is not None and p.grad is not g for p, g in zip(model.parameters(), old, strict=True))
 
 
 @claim("optim.zero.zeros-by-default-before-2")
@@ -71,7 +71,7 @@ def test_zeroing_keeps_the_gradients_tensor(case, name, path):
     give_gradients(case, parameters)
     tensors = [p.grad for p in parameters]
     clear(optimizer, set_to_none=False)
-    for p, tensor in zip(parameters, tensors):
+    for p, tensor in zip(parameters, tensors, strict=True):
         assert p.grad is tensor
         case.same(p.grad, torch.zeros_like(p))
 
@@ -81,7 +81,7 @@ def test_the_models_zeroing_keeps_the_gradients_tensor(case):
     model, _ = with_gradients(case)
     tensors = [p.grad for p in model.parameters()]
     clear(model, set_to_none=False)
-    for p, tensor in zip(model.parameters(), tensors):
+    for p, tensor in zip(model.parameters(), tensors, strict=True):
         assert p.grad is tensor
         case.same(p.grad, torch.zeros_like(p))
 
@@ -127,7 +127,7 @@ def test_the_optimizer_clears_its_own_parameters(case, path, set_to_none):
     optimizer = build(case, "SGD", [{"params": mine[:1]}, {"params": mine[1:]}], path, lr=0.1)
     clear(optimizer, set_to_none=set_to_none)
     assert all(p.grad is None if set_to_none else not p.grad.any() for p in mine)
-    for p, g in zip(others, kept):
+    for p, g in zip(others, kept, strict=True):
         case.same(p.grad, g)
 
 
@@ -150,11 +150,11 @@ def test_the_model_clears_its_own_parameters(case, set_to_none):
 def test_both_do_the_same_to_the_same_parameters(case, set_to_none):
     left, optimizer = with_gradients(case)
     right = copy.deepcopy(left)
-    for p, q in zip(left.parameters(), right.parameters()):
+    for p, q in zip(left.parameters(), right.parameters(), strict=True):
         q.grad = p.grad.clone()
     clear(optimizer, set_to_none=set_to_none)
     clear(right, set_to_none=set_to_none)
-    for p, q in zip(left.parameters(), right.parameters()):
+    for p, q in zip(left.parameters(), right.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None) == set_to_none
         case.same(*((p.grad, q.grad) if p.grad is not None else (p, q)))
 
@@ -221,7 +221,7 @@ def test_the_canonical_loop_is_gradient_descent(case, batches):
     x, y = case.tensor(n, 3, dtype=torch.float64), case.tensor(n, 1, dtype=torch.float64)
     optimizer, w = torch.optim.SGD(layer.parameters(), lr=0.05), array(layer.weight).copy()
     for _ in range(4):
-        for xs, ys in zip(x.chunk(batches), y.chunk(batches)):
+        for xs, ys in zip(x.chunk(batches), y.chunk(batches), strict=True):
             optimizer.zero_grad()
             nn.functional.mse_loss(layer(xs), ys).backward()
             optimizer.step()
@@ -251,7 +251,7 @@ def test_where_zero_grad_stands_does_not_matter(case, place):
                 optimizer.zero_grad()
         return list(model.parameters())
 
-    for p, q in zip(train(place), train("before forward")):
+    for p, q in zip(train(place), train("before forward"), strict=True):
         case.same(p.detach(), q.detach())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def total_norm(gradients: Sequence[np.ndarray], p: float = 2.0) -> float:
-    """The p-norm of all elements as one vector; p = 0 counts those that are not zero, of each tensor's count in turn."""
+    """The p-norm of all elements as one vector."""
     norms = np.array([np.linalg.norm(g.reshape(-1), p) if g.size else 0.0 for g in gradients])
     return float(np.linalg.norm(norms, p)) if norms.size else 0.0
 

@@ -181,7 +181,7 @@ def rprop(p, g, state, *, lr=1e-2, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0), max
 
 
 def sparse_adam(p, g, state, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, maximize=False) -> Step:
-    """Adam on the rows that the gradient holds, with eps added before the second bias correction; the step counts all."""
+    """Adam on the rows that the gradient holds; eps is added before the second bias correction."""
     state = state or {"step": 0, **zeros(p, "exp_avg", "exp_avg_sq")}
     t, (b1, b2) = state["step"] + 1, betas
     g = -g if maximize else g
@@ -200,7 +200,7 @@ def root_mean_square(x: Rounded) -> Rounded:
 def adafactor(
     p, g, state, *, lr=1e-2, beta2_decay=-0.8, eps=(None, 1e-3), d=1.0, weight_decay=0.0, maximize=False, tiny=0.0
 ) -> Step:
-    """Shazeer and Stern 2018, one tensor ``(..., n, m)`` or ``(n,)``; ``tiny`` stands for eps[0] = None (dtype's eps)."""
+    """Shazeer and Stern 2018, on ``(..., n, m)`` or ``(n,)``; ``tiny``, the dtype's eps, stands for eps[0] = None."""
     t = (state["step"] if state else 0) + 1
     floor = tiny if eps[0] is None else eps[0]
     g, keep = (-g if maximize else g), 1 - t**beta2_decay
