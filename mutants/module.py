@@ -50,13 +50,6 @@ def old_attribute_shadows(patch):
     patch.source(Module.__setattr__, "del d[name]", "d.get(name)")
 
 
-@mutant("module.register.reassignment", "module.register.deletion")
-def non_persistent_for_ever(patch):
-    """Remembers that a name was not persistent when the buffer is long gone."""
-    patch.source(Module.__setattr__, "d.discard(name)", "pass")
-    patch.source(Module.__delattr__, "self._non_persistent_buffers_set.discard(name)", "pass")
-
-
 @mutant("module.register.none")
 def none_unregisters(patch):
     """Takes None for del."""

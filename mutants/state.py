@@ -153,7 +153,7 @@ def missing_keys_pass(patch):
     patch.source(Module._load_from_state_dict, "missing_keys.append(key)", "pass")
 
 
-@mutant("state.load.strict", "state.load.not-strict")
+@mutant("state.load.strict", "state.load.not-strict", "state.load.below-a-parameter")
 def unexpected_keys_pass_below(patch):
     """Looks for unexpected keys among the module's own names, not among those with a dot."""
     patch.source(Module._load_from_state_dict, "if input_name[0] not in self._modules:", "if False:")
@@ -204,6 +204,12 @@ def compares_sizes_only(patch):
 def old_scalars_refused(patch):
     """Drops the compatibility with torch 0.3."""
     patch.source(Module._load_from_state_dict, "input_param = input_param[0]", "pass")
+
+
+@mutant("state.load.no-more-than-one-for-scalar")
+def scalars_take_any_vector(patch):
+    """Takes the first element of a vector for a scalar, as torch 1.13 did."""
+    patch.source(Module._load_from_state_dict, "and input_param.shape[0] == 1", "")
 
 
 @mutant("state.load.bad-input")
@@ -359,7 +365,7 @@ def counter_required(patch):
     patch.source(BatchNorm._load_from_state_dict, "version < 2", "False")
 
 
-@mutant("state.load.old-batchnorm")
+@mutant("state.load.old-batchnorm-counter")
 def counter_of_old_files_made_up(patch):
     """Supposes that an old file had counted one batch."""
 
