@@ -159,6 +159,7 @@ def overlay(python: Path, torch: str, lacking: list[str], progress: Progress) ->
         if not (place / "ready").exists():
             progress(f"installing {', '.join(wanted)} beside {python}")
             clear(place)
+            place.mkdir()
             install(python, wanted, place, progress)
             (place / "ready").touch()
     return place
