@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import textwrap
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ optimizer_file = importlib.import_module("torch.optim.optimizer")
 
 def fragment(patch, function, *choices):
     """Replace the first fragment that this torch's source holds; each choice is ``(old, new)``."""
-    text = inspect.getsource(inspect.unwrap(function))
+    text = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
     for old, new in choices:
         if old in text:
             return patch.source(function, old, new)
@@ -95,10 +96,6 @@ def global_hooks_last(patch):
     fragment(
         patch,
         Module._call_impl,
-        (
-            "*_global_forward_hooks.items(),\n                    *self._forward_hooks.items(),",
-            "*self._forward_hooks.items(), *_global_forward_hooks.items(),",
-        ),
         (
             "*_global_forward_hooks.items(),\n                *self._forward_hooks.items(),",
             "*self._forward_hooks.items(), *_global_forward_hooks.items(),",

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import textwrap
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ containers = nn.modules.container
 
 def fragment(patch, function, *choices):
     """Replace the first fragment that this torch's source holds; each choice is ``(old, new)``."""
-    text = inspect.getsource(inspect.unwrap(function))
+    text = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
     for old, new in choices:
         if old in text:
             return patch.source(function, old, new)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+import textwrap
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ BatchNorm = nn.modules.batchnorm._NormBase
 
 def prefer(patch, function, old, new):
     """The fragment in the spelling of this torch: the first of ``old`` that its source holds."""
-    text = inspect.getsource(function)
+    text = textwrap.dedent(inspect.getsource(function))
     for fragment, replacement in zip(old, new, strict=True):
         if fragment in text:
             return patch.source(function, fragment, replacement)
@@ -226,13 +227,7 @@ def takes_pairs(patch):
 @mutant("state.load.bad-input")
 def skips_what_is_no_tensor(patch):
     """Passes over entries that are no tensors."""
-    patch.source(
-        Module._load_from_state_dict,
-        "error_msgs.append(\n                    f'While copying",
-        "str(\n                    f'While copying",
-    ) if (
-        "error_msgs.append(\n                    f'While copying" in inspect.getsource(Module._load_from_state_dict)
-    ) else patch.wrap(Module, "_load_from_state_dict", without_others)
+    patch.wrap(Module, "_load_from_state_dict", without_others)
 
 
 def without_others(original, module, state_dict, *rest):
@@ -326,10 +321,8 @@ def load_post_hooks_see_copies(patch):
     """Hands the post-hooks copies of the lists."""
     patch.source(
         Module.load_state_dict,
-        "_IncompatibleKeys(missing_keys, unexpected_keys)\n            for",
-        "_IncompatibleKeys(list(missing_keys), list(unexpected_keys))\n            for",
-    ) if "unexpected_keys)\n            for" in inspect.getsource(Module.load_state_dict) else patch.source(
-        Module.load_state_dict, "hook(module, incompatible_keys)", "hook(module, type(incompatible_keys)([], []))"
+        "hook(module, incompatible_keys)",
+        "hook(module, type(incompatible_keys)(list(missing_keys), list(unexpected_keys)))",
     )
 
 
