@@ -68,7 +68,8 @@ def jacobian_transposed(patch):
 
 
 @mutant(
-    "transforms.compile.equals-eager", "transforms.compile.modes-and-grad-mode", "transforms.compile.training-attribute",
+    "transforms.compile.equals-eager", "transforms.compile.modes-and-grad-mode",
+    "transforms.compile.training-attribute",
     "transforms.compile.state-dict", "transforms.compile.fullgraph", "transforms.compile.inductor-randomness",
 )  # fmt: skip
 def compile_freezes_the_mode(patch):
