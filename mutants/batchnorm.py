@@ -817,7 +817,7 @@ def eval_squares_the_root(patch):
     on_batch_norm(patch, change)
 
 
-@mutant("batchnorm.functional.matches-the-layer", "batchnorm.functional.defaults")
+@mutant("batchnorm.functional.defaults")
 def functional_leaves_the_statistics(patch):
     """Updates copies of the statistics that it was handed."""
 

@@ -1025,8 +1025,9 @@ def test_lazy_layer_becomes_regular(case, cls, shape):
 @claim("batchnorm.lazy.uninitialised")
 @pytest.mark.parametrize("cls", CLASSES)
 def test_lazy_layer_has_no_shapes(case, cls):
-    layer = getattr(nn, f"Lazy{cls.__name__}")()
+    layer = getattr(nn, f"Lazy{cls.__name__}")(dtype=torch.float64)
     for name in ("weight", "bias", "running_mean", "running_var"):
+        assert getattr(layer, name).dtype == torch.float64
         with case.raises(RuntimeError, "shape of an uninitialized"):
             assert getattr(layer, name).shape
     assert layer.num_batches_tracked == 0
