@@ -438,7 +438,7 @@ def test_reset_parameters_draws_again_in_place(case):
     assert layer.weight is weight
     assert (weight != before).any()
     init.constant_(layer.weight, 3.0)
-    assert (layer(torch.ones(1, 7)) - layer.bias == 21).all()
+    assert (layer.weight == 3).all()
 
 
 @claim("init.layers.seed")
