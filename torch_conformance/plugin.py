@@ -6,6 +6,7 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
+import linecache
 import shlex
 import sys
 import time
@@ -111,11 +112,15 @@ class Conformance:
     START = pytest.StashKey[float]()
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        import torch
+
         from torch_conformance.scorecard import Tally
 
         self.config = config
         self.settings = settings
         self.claims = settings.claims
+        self.covered = {name for name, claim in self.claims.items() if claim.covers(torch.__version__)}
+        self.deviations = [entry for entry in settings.deviations if entry.speaks_of(torch.__version__)]
         self.profiles = {profile.name: profile for profile in settings.profiles}
         self.is_worker = hasattr(config, "workerinput")
         self.writer: results.Writer | None = None
@@ -204,16 +209,11 @@ class Conformance:
         names = claims_of(item)
         if not names:
             return None
-        if not any(self.covers(name) for name in names):
+        if self.covered.isdisjoint(names):
             ranges = " and ".join(sorted({str(self.claims[name].torch) for name in names}))
             return f"torch {torch.__version__} is outside the claim's range {ranges}"
         point: Point = item.callspec.params["case"]
         return self.profiles[point.device].lacking(point)
-
-    def covers(self, name: str) -> bool:
-        import torch
-
-        return self.claims[name].covers(torch.__version__)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -233,6 +233,8 @@ class Conformance:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        if claims_of(item) and call.excinfo is not None and self.config.getoption("verbose", 0) < 2:
+            vars(item)["repr_failure"] = brief  # a traceback costs more than a hundred cases
         report: Any = yield
         ends = call.when == "call" or (call.when == "setup" and call.excinfo is not None)
         if claims_of(item) and (ends or call.excinfo is not None):
@@ -270,7 +272,7 @@ class Conformance:
             {
                 "claim": name,
                 **facts,
-                "outcome": outcome.name if self.covers(name) else "unsupported",
+                "outcome": outcome.name if name in self.covered else "unsupported",
                 "headroom": made.headroom if made and outcome.name == "holds" else None,
                 **shared,
             }
@@ -297,8 +299,8 @@ class Conformance:
 
         if outcome.name not in ("holds", "violated"):
             return outcome, None
-        for entry in self.settings.deviations:
-            if not entry.speaks_of(torch.__version__) or not entry.matches(names, facts):
+        for entry in self.deviations:
+            if not entry.matches(names, facts):
                 continue
             message = outcome.message or ""
             if entry.expired(torch.__version__, datetime.date.today()):
@@ -388,17 +390,15 @@ class Conformance:
 
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran."""
-        import torch
 
         ran = {"device": [p.name for p in self.settings.profiles], "via": self.settings.vias}
         return [
             entry.source
-            for entry in self.settings.deviations
+            for entry in self.deviations
             if self.is_whole()
             and not self.config.option.dtype
             and entry.claim in self.tally.outcomes
             and entry.source not in self.tally.excused
-            and entry.speaks_of(torch.__version__)
             and all(any(fnmatchcase(v, entry.globs.get(axis, "*")) for v in values) for axis, values in ran.items())
         ]
 
@@ -430,12 +430,17 @@ def is_empty(item: Any) -> bool:
     return not isinstance(item.callspec.params.get("case"), Point)
 
 
+def brief(excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+    return ""
+
+
 def place(call: pytest.CallInfo[None], item: Any) -> str:
     """File, line and code of the test at which the case failed."""
     entries = [e for e in call.excinfo.traceback if e.path == item.path] if call.excinfo else []
     if not entries:
         return str(item.location[0])
-    return f"{item.location[0]}:{entries[-1].lineno + 1}: {str(entries[-1].statement).strip()}"
+    line = entries[-1].lineno + 1
+    return f"{item.location[0]}:{line}: {linecache.getline(str(item.path), line).strip()}"
 
 
 def crashed(nodeid: str, root: Path) -> list[dict[str, Any]]:
