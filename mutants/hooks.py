@@ -158,7 +158,7 @@ def always_called_twice(patch):
     fragment(patch, Module._call_impl, ("called_always_called_hooks.add(hook_id)", "pass"))
 
 
-@mutant("hooks.forward.global-always-call", "hooks.forward.global-always-call-with-kwargs")
+@mutant("hooks.forward.global-always-call")
 def errors_skip_global_hooks(patch):
     """Lets an error skip the hooks for all modules."""
     fragment(
@@ -166,8 +166,12 @@ def errors_skip_global_hooks(patch):
         Module._call_impl,
         ("if hook_id in _global_forward_hooks_always_called and hook_id not in", "if False and hook_id in"),
     )
-    if "with_kwargs" in inspect.signature(module_file.register_module_forward_hook).parameters:
-        patch.source(Module._call_impl, "or hook_id in _global_forward_hooks_with_kwargs", "or False")
+
+
+@mutant("hooks.forward.global-always-call-with-kwargs")
+def global_hooks_see_no_keywords(patch):
+    """Looks only at the module's own hooks for what they asked for."""
+    fragment(patch, Module._call_impl, (" or hook_id in _global_forward_hooks_with_kwargs", ""))
 
 
 @mutant("hooks.forward.direct-call-bypasses")
@@ -358,12 +362,14 @@ def tensor_hooks_only_look(patch):
 
 @mutant("hooks.tensor.order")
 def tensor_hooks_last_first(patch):
-    """Keeps one hook alone: the newest."""
+    """Runs the newest hook first."""
 
     def register(original, x, hook):
+        before = list((x._backward_hooks or {}).items())
+        if before:
+            x._backward_hooks.clear()
         handle = original(x, hook)
-        if x._backward_hooks is not None:
-            x._backward_hooks.move_to_end(handle.id, last=False)
+        x._backward_hooks.update(before)
         return handle
 
     patch.wrap(torch.Tensor, "register_hook", register)

@@ -305,8 +305,7 @@ def zero_grad_one_level(patch):
 @mutant("module.zero-grad.none-or-zeros")
 def zero_grad_keeps_the_graph(patch):
     """Fills with zeros what still hangs on its graph."""
-    patch.source(Module.zero_grad, "p.grad.detach_()", "p.grad.requires_grad_(False) if p.grad.is_leaf else None")
-    patch.source(Module.zero_grad, "p.grad.zero_()", "p.grad.data.zero_()")
+    patch.source(Module.zero_grad, "p.grad.detach_()", "p.grad.mul_(0)")
 
 
 @mutant("module.zero-grad.none-or-zeros")
@@ -315,10 +314,22 @@ def zero_grad_always_none(patch):
     patch.source(Module.zero_grad, "if set_to_none:", "if True:")
 
 
-@mutant("module.zero-grad.default-none", "module.zero-grad.default-zeros")
-def zero_grad_other_default(patch):
-    """Takes the default of the other side of 2.0."""
-    patch.set(Module.zero_grad, "__defaults__", tuple(not default for default in Module.zero_grad.__defaults__))
+def zero_grad_default(patch, before, after):
+    if Module.zero_grad.__defaults__ != (before,):
+        raise NotApplicable(f"the default of this torch is not {before}")
+    patch.set(Module.zero_grad, "__defaults__", (after,))
+
+
+@mutant("module.zero-grad.default-none")
+def zero_grad_fills_by_default(patch):
+    """Keeps the default of before 2.0."""
+    zero_grad_default(patch, True, False)
+
+
+@mutant("module.zero-grad.default-zeros")
+def zero_grad_drops_by_default(patch):
+    """Takes the default of 2.0 early."""
+    zero_grad_default(patch, False, True)
 
 
 @mutant("module.containers.sequential")

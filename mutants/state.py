@@ -513,7 +513,7 @@ def pickles_by_default(patch):
     patch.wrap(torch, "load", load)
 
 
-@mutant("state.file.pickles-by-default", "state.file.whole-module")
+@mutant("state.file.whole-module")
 def unpickling_wakes_modules(patch):
     """Puts modules that it unpickles in training mode."""
 
@@ -522,6 +522,16 @@ def unpickling_wakes_modules(patch):
         return loaded.train() if isinstance(loaded, Module) else loaded
 
     patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.pickles-by-default")
+def refuses_pickles_early(patch):
+    """Refuses pickled modules before the default changed."""
+    if hasattr(torch.serialization, "safe_globals"):
+        raise NotApplicable("torch refuses them by default itself")
+    patch.wrap(
+        torch, "load", lambda original, f, *args, **kwargs: original(f, *args, **{"weights_only": True, **kwargs})
+    )
 
 
 @mutant("state.file.safe-globals")
