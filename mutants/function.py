@@ -1,0 +1,265 @@
+"""The ways in which custom autograd functions go wrong."""
+
+import torch
+from torch._functorch import autograd_function
+from torch.autograd import Function, function
+from torch.autograd.function import BackwardCFunction, FunctionCtx
+
+from torch_conformance.mutation import mutant
+
+
+def on_backward(patch, change):
+    """Let ``change(original, ctx, *gradients)`` stand for the run of a rule."""
+    patch.wrap(BackwardCFunction, "apply", change)
+
+
+def on_apply(patch, change):
+    """Let ``change(original, cls, *inputs)`` stand for ``apply``."""
+    original = Function.__dict__["apply"].__func__
+    patch.set(Function, "apply", classmethod(lambda cls, *a, **k: change(original, cls, *a, **k)))
+
+
+@mutant("function.forward.called-by-apply", "function.forward.rule-replaces-derivative", "function.backward.gradcheck")
+def rule_is_doubled(patch):
+    """Runs the rule on twice the gradient."""
+    on_backward(patch, lambda o, ctx, *g: o(ctx, *(2 * x if torch.is_tensor(x) else x for x in g)))
+
+
+@mutant("function.forward.unrecorded")
+def forward_is_recorded(patch):
+    """Runs forward in the mode of its caller."""
+
+    def apply(original, cls, *args, **kwargs):
+        forward = cls.__dict__["forward"].__func__
+        cls.forward = staticmethod(lambda *a: torch.enable_grad()(forward)(*a))
+        return original(cls, *args, **kwargs)
+
+    on_apply(patch, apply)
+
+
+@mutant("function.forward.constants")
+def everything_is_recorded(patch):
+    """Records in every mode."""
+    on_apply(patch, lambda o, cls, *a, **k: torch.enable_grad()(o)(cls, *a, **k))
+
+
+@mutant("function.forward.returns-its-input", "function.ctx.saved-tensors")
+def inputs_are_copied(patch):
+    """Hands copies to forward."""
+    on_apply(patch, lambda o, cls, *a, **k: o(cls, *(x.clone() if torch.is_tensor(x) else x for x in a), **k))
+
+
+@mutant("function.forward.not-to-be-instantiated")
+def objects_can_be_called(patch):
+    """Runs apply when an object is called, as the first releases did."""
+    patch.set(Function, "__call__", lambda self, *a: type(self).apply(*a))
+
+
+@mutant("function.forward.must-be-written")
+def missing_rule_is_zero(patch):
+    """Takes zero for a rule that is missing."""
+    patch.source(function._SingleLevelFunction.backward, "raise NotImplementedError(", "return tuple(")
+
+
+@mutant("function.forward.several-outputs")
+def gradients_come_in_reverse(patch):
+    """Hands the gradients of the outputs over in reverse."""
+    on_backward(patch, lambda o, ctx, *g: o(ctx, *g[::-1]))
+
+
+@mutant(
+    "function.ctx.saved-tensors",
+    "function.ctx.saved-tensors-are-checked",
+    "function.ctx.saved-tensors-go-through-hooks",
+)
+def detached_copies_are_saved(patch):
+    """Keeps copies in an attribute, where no check and no hook reaches them."""
+
+    def save(self, *tensors):
+        self.kept = tuple(None if t is None else t.detach().clone() for t in tensors)
+
+    patch.set(FunctionCtx, "save_for_backward", save)
+    patch.set(BackwardCFunction, "saved_tensors", property(lambda self: self.kept))
+
+
+@mutant("function.ctx.saved-tensors-are-freed")
+def saved_tensors_are_kept(patch):
+    """Keeps what it saved after backward."""
+
+    def save(self, *tensors):
+        self.kept = tensors
+
+    patch.set(FunctionCtx, "save_for_backward", save)
+    patch.set(BackwardCFunction, "saved_tensors", property(lambda self: self.kept))
+
+
+@mutant("function.ctx.needs-input-grad")
+def every_input_needs_grad(patch):
+    """Says yes for every input."""
+    patch.set(BackwardCFunction, "needs_input_grad", property(lambda self: (True, True, True)))
+
+
+@mutant("function.ctx.mark-dirty", "function.ctx.mark-dirty-is-checked")
+def dirty_tensors_are_forgotten(patch):
+    """Does not note what was modified."""
+    patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "pass")
+
+
+@mutant("function.ctx.mark-non-differentiable")
+def non_differentiable_outputs_are_forgotten(patch):
+    """Notes the first of the outputs only."""
+    patch.source(
+        FunctionCtx.mark_non_differentiable, "self.non_differentiable = args", "self.non_differentiable = args[:1]"
+    )
+
+
+@mutant("function.ctx.materialized-zeros")
+def gradients_are_always_materialized(patch):
+    """Ignores the setting."""
+    patch.source(FunctionCtx.set_materialize_grads, "self.materialize_grads = value", "pass")
+
+
+@mutant("function.ctx.materialized-zeros")
+def gradients_are_never_materialized(patch):
+    """Inverts the setting."""
+    patch.source(FunctionCtx.set_materialize_grads, "= value", "= not value")
+
+
+@mutant("function.backward.number-of-gradients", "function.backward.trailing-none")
+def gradients_are_cut_or_filled(patch):
+    """Fills missing gradients with None, and drops those in excess; refuses None."""
+
+    def apply(original, ctx, *gradients):
+        found = original(ctx, *gradients)
+        found = found if isinstance(found, tuple) else (found,)
+        if None in [g for g in found if g is None]:
+            raise RuntimeError("None is no gradient")
+        return (found + (None,) * 3)[: len(ctx.needs_input_grad)]
+
+    on_backward(patch, apply)
+
+
+@mutant("function.backward.none-is-no-gradient")
+def none_is_zero(patch):
+    """Writes zeros for None."""
+
+    def apply(original, ctx, *gradients):
+        found = original(ctx, *gradients)
+        return (
+            tuple(torch.zeros_like(gradients[0]) if g is None else g for g in found)
+            if isinstance(found, tuple)
+            else found
+        )
+
+    on_backward(patch, apply)
+
+
+@mutant("function.backward.gradient-for-a-constant")
+def gradients_of_constants_are_dropped(patch):
+    """Drops every gradient that nobody needs."""
+
+    def apply(original, ctx, *gradients):
+        found = original(ctx, *gradients)
+        pairs = zip(found, ctx.needs_input_grad, strict=False)
+        return tuple(g if needed else None for g, needed in pairs) if isinstance(found, tuple) else found
+
+    on_backward(patch, apply)
+
+
+@mutant("function.backward.shape-is-checked")
+def gradients_are_fitted(patch):
+    """Brings a gradient of another shape to that of the incoming one."""
+    on_backward(patch, lambda o, ctx, g: o(ctx, g).sum() + torch.zeros_like(g))
+
+
+@mutant("function.backward.type-is-checked")
+def numbers_become_tensors(patch):
+    """Makes a tensor of a number."""
+
+    def apply(original, ctx, *gradients):
+        found = original(ctx, *gradients)
+        return torch.full_like(gradients[0], found) if isinstance(found, float) else found
+
+    on_backward(patch, apply)
+
+
+@mutant("function.backward.error-passes-on")
+def errors_are_renamed(patch):
+    """Wraps the error of a rule in one of its own."""
+
+    def apply(original, ctx, *gradients):
+        try:
+            return original(ctx, *gradients)
+        except KeyError as error:
+            raise RuntimeError("backward failed") from error
+
+    on_backward(patch, apply)
+
+
+@mutant("function.backward.vjp-is-an-alias")
+def both_rules_are_accepted(patch):
+    """Takes backward where both are written."""
+    name = "_get_user_fn" if hasattr(BackwardCFunction, "_get_user_fn") else "apply"
+    patch.source(getattr(BackwardCFunction, name), "vjp_fn is not Function.vjp:", "False:")
+
+
+@mutant("function.double.backward-is-recorded")
+def rules_run_unrecorded(patch):
+    """Runs every rule with grad mode off."""
+    on_backward(patch, lambda o, ctx, *g: torch.no_grad()(o)(ctx, *g))
+
+
+@mutant("function.double.once-differentiable", "function.double.once-differentiable-several")
+def once_differentiable_does_nothing(patch):
+    """Returns constants and says nothing."""
+    patch.set(torch.autograd._functions if hasattr(torch.autograd, "_functions") else function, "unused", None)
+    patch.set(function._functions, "DelayedError", lambda message, n: lambda *g: g[0] if n == 1 else g[::-1])
+
+
+@mutant("function.double.once-differentiable-silent")
+def once_differentiable_always_refuses(patch):
+    """Refuses every second derivative: the belief itself."""
+
+    def apply(original, ctx, *gradients):
+        found = original(ctx, *gradients)
+        return found.requires_grad_() if torch.is_tensor(found) and torch.is_grad_enabled() else found
+
+    on_backward(patch, apply)
+
+
+@mutant("function.setup.forward-without-ctx", "function.setup.default-arguments", "function.jvp.forward-mode")
+def setup_context_is_ignored(patch):
+    """Does not look for setup_context."""
+    patch.wrap(function, "_is_setup_context_defined", lambda o, f: False)
+    original = Function.__dict__["apply"].__func__
+    patch.set(Function, "apply", classmethod(lambda cls, x, n=7, *r: original(cls, x, 7, *r)))
+
+
+@mutant("function.setup.transforms-need-it")
+def transforms_take_any_function(patch):
+    """Runs a function without setup_context under a transform by its forward alone."""
+
+    def apply(original, cls, *args, **kwargs):
+        if torch._C._are_functorch_transforms_active():
+            return args[0] * args[1]
+        return original(cls, *args, **kwargs)
+
+    on_apply(patch, apply)
+
+
+@mutant("function.jvp.saves-tensors-only")
+def anything_is_saved_for_forward(patch):
+    """Saves whatever it is given."""
+    patch.set(FunctionCtx, "save_for_forward", lambda self, *anything: setattr(self, "saved_for_forward", ()))
+
+
+@mutant("function.vmap.generated-rule", "function.vmap.needs-a-rule")
+def rules_are_never_generated(patch):
+    """Ignores generate_vmap_rule."""
+    patch.wrap(autograd_function, "has_overridden_vmap_rule", lambda o, f: not f.generate_vmap_rule)
+
+
+@mutant("function.vmap.own-rule")
+def batch_size_is_wrong(patch):
+    """Reports the size of the wrong axis."""
+    patch.wrap(autograd_function, "VmapInfo", lambda o, batch_size, randomness: o(batch_size + 1, randomness))

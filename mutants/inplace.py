@@ -1,0 +1,135 @@
+"""The ways in which in-place operations go wrong."""
+
+import torch
+from torch import nn
+
+from torch_conformance.mutation import mutant
+
+Tensor = torch.Tensor
+
+
+@mutant("inplace.version.counts", "inplace.version.shared-by-views")
+def in_place_goes_by_data(patch):
+    """Writes past the version counter."""
+    patch.wrap(Tensor, "add_", lambda o, x, *a: o(x.data, *a) is None or x)
+    patch.wrap(Tensor, "mul_", lambda o, x, *a: o(x.data, *a) is None or x)
+
+
+@mutant("inplace.version.counts")
+def versions_count_in_twos(patch):
+    """Counts an operation twice, once inside and once outside of the kernel."""
+    version = torch._C.TensorBase._version
+    patch.set(Tensor, "_version", property(lambda x: 2 * version.__get__(x)))
+
+
+@mutant("inplace.version.reads-do-not-count")
+def sums_count(patch):
+    """Bumps the version of what it reads."""
+    patch.wrap(Tensor, "tolist", lambda o, x: (x.detach().add_(0), o(x))[1])
+
+
+@mutant("inplace.version.data-has-its-own", "inplace.saved.data-goes-unnoticed")
+def data_is_detach(patch):
+    """Makes .data an alias that shares the version, as detach does."""
+    patch.set(Tensor, "data", property(lambda x: x.detach()))
+
+
+@mutant("inplace.saved.modified-raises", "inplace.saved.view-modified", "inplace.saved.detached-alias-modified")
+def changes_are_not_noticed(patch):
+    """Writes without counting, so that backward uses what it finds."""
+    for name in ("add_", "zero_"):
+        patch.wrap(Tensor, name, lambda o, x, *a: o(x.data, *a) is None or x)
+
+
+@mutant("inplace.saved.result-modified")
+def exp_saves_its_input(patch):
+    """Saves the input of the exponential and computes it once more."""
+    patch.wrap(Tensor, "exp", lambda o, x: x * (o(x) / x).detach())
+
+
+@mutant("inplace.saved.unneeded-may-change")
+def every_change_is_refused(patch):
+    """Refuses in-place operations on whatever has been used."""
+
+    def zero(original, x):
+        if x.grad_fn is not None:
+            raise RuntimeError("modified by an inplace operation")
+        return original(x)
+
+    patch.wrap(Tensor, "zero_", zero)
+
+
+@mutant("inplace.saved.step-between-forward-and-backward")
+def step_goes_by_data(patch):
+    """Writes parameters through .data."""
+
+    def step(original, self):
+        for p in (p for g in self.param_groups for p in g["params"]):
+            p.data = p.data - 0.1 * p.grad
+
+    patch.wrap(torch.optim.SGD, "step", step)
+
+
+@mutant("inplace.saved.mutation-allowed")
+def mutation_is_never_allowed(patch):
+    """Does nothing within the context."""
+    import contextlib
+
+    patch.set(torch.autograd.graph, "allow_mutation_on_saved_tensors", contextlib.nullcontext)
+
+
+@mutant("inplace.leaf.refused", "inplace.leaf.view-refused")
+def leaves_are_modified(patch):
+    """Modifies a leaf as if under no_grad."""
+    patch.wrap(Tensor, "add_", lambda o, x, *a: torch.no_grad()(o)(x.detach(), *a))
+
+
+@mutant("inplace.leaf.allowed-in-no-grad")
+def leaves_become_constants(patch):
+    """Clears the flag of a leaf that is modified."""
+    patch.wrap(Tensor, "sub_", lambda o, x, *a: o(x, *a).requires_grad_(False))
+
+
+@mutant("inplace.recorded.chain-rule", "inplace.recorded.through-a-view", "inplace.recorded.base-reaches-the-view")
+def changes_are_not_recorded(patch):
+    """Changes values without telling the graph."""
+    patch.wrap(Tensor, "mul_", lambda o, x, y: (o(x.data, y), x)[1])
+
+
+@mutant("inplace.recorded.constant-joins-the-graph", "inplace.recorded.overwritten-gets-zero")
+def writes_are_not_recorded(patch):
+    """Writes elements without telling the graph."""
+    patch.wrap(Tensor, "__setitem__", lambda o, x, i, v: o(x.data, i, v.detach() if torch.is_tensor(v) else v))
+
+
+@mutant("inplace.recorded.aliases-are-allowed")
+def aliased_tensors_are_refused(patch):
+    """Refuses what shares its memory: the belief itself."""
+    seen = set()
+    patch.wrap(Tensor, "__getitem__", lambda o, x, i: (seen.add(x.data_ptr()), o(x, i))[1])
+
+    def add(original, x, *args):
+        if x.data_ptr() in seen:
+            raise RuntimeError("storage is referenced by another tensor")
+        return original(x, *args)
+
+    patch.wrap(Tensor, "add_", add)
+
+
+@mutant("inplace.recorded.several-outputs")
+def parts_are_copies(patch):
+    """Copies the parts, where they should be views."""
+    for name in ("unbind", "split", "chunk"):
+        patch.wrap(Tensor, name, lambda o, x, *a: tuple(part.clone() for part in o(x, *a)))
+
+
+@mutant("inplace.activation.relu")
+def in_place_relu_forgets_its_mask(patch):
+    """Lets the whole gradient pass in place."""
+    patch.wrap(nn.functional, "relu", lambda o, x, inplace=False: x + (o(x) - x).detach() if inplace else o(x))
+
+
+@mutant("inplace.overlap.refused")
+def overlapping_memory_is_written(patch):
+    """Writes to expanded memory, one element many times."""
+    patch.wrap(Tensor, "expand", lambda o, x, *s: o(x, *s).clone())
