@@ -6,7 +6,7 @@ import textwrap
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, stateless
+from torch.nn.utils import parametrizations, parametrize
 
 from torch_conformance.mutation import NotApplicable, mutant
 
@@ -146,7 +146,7 @@ def prefix_ignored_by_buffers(patch):
     patch.wrap(Module, "named_buffers", named)
 
 
-@mutant("module.names.shared-once", "module.cast.parameters-kept")
+@mutant("module.names.shared-once")
 def shared_twice(patch):
     """Yields what is shared as often as it has names."""
     fragment(patch, Module._named_members, ("v in memo", "False"))
@@ -418,16 +418,6 @@ def copies_are_shallow(patch):
     patch.set(nn.Parameter, "__deepcopy__", lambda parameter, memo: parameter)
 
 
-@mutant("module.copy.deep")
-def copies_untie(patch):
-    """Forgets in a copy which parameters were the same."""
-
-    def duplicate(parameter, memo):
-        return type(parameter)(parameter.data.clone(), parameter.requires_grad)
-
-    patch.set(nn.Parameter, "__deepcopy__", duplicate)
-
-
 @mutant("module.functional-call.replaces", "module.functional-call.buffers")
 def functional_call_copies_values(patch):
     """Copies the values into the module and leaves them there."""
@@ -479,12 +469,13 @@ def functional_call_drops_updates(patch):
 @mutant("module.functional-call.tied")
 def ties_ignored(patch):
     """Replaces the named one of two tied parameters alone."""
-    fragment(
-        patch,
-        stateless._untie_named_tensors_map,
-        ("tied_names_map.setdefault(", "({}).setdefault("),
-        ("for tied_names in all_tied_names", "for tied_names in ()"),
-    )
+    if not hasattr(torch, "func"):
+        raise NotApplicable("torch has no torch.func")
+
+    def call(original, *args, tie_weights=True, **kwargs):
+        return original(*args, tie_weights=False, **kwargs)
+
+    patch.wrap(torch.func, "functional_call", call)
 
 
 @mutant("module.functional-call.strict")

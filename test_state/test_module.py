@@ -230,6 +230,8 @@ def test_names_come_in_order(case):
 @claim("module.names.shared-once")
 def test_what_is_shared_comes_once(case):
     model = Tree()
+    assert named(model.named_parameters()) == PARAMETERS
+    assert named(model.named_buffers()) == BUFFERS
     if "remove_duplicate" not in nn.Module.named_parameters.__code__.co_varnames:
         raise case.unsupported("named_parameters has no remove_duplicate before torch 2.0")
     twice = [*PARAMETERS, "again.weight", "last.weight"]
