@@ -1,4 +1,4 @@
-"""The for-loop, the foreach and the fused implementation: one law, for every dtype, layout and mixture of parameters."""
+"""The for-loop, the foreach and the fused implementation: one law for every dtype, layout and mixture of parameters."""
 
 import functools
 import inspect
@@ -262,7 +262,8 @@ def test_sgd_once_wanted_a_learning_rate(case):
 
 
 WRONG = {"lr": -0.1, "eps": -0.1, "weight_decay": -0.1, "momentum": -0.1, "alpha": -0.1, "momentum_decay": -0.1,
-         "lr_decay": -0.1, "initial_accumulator_value": -0.1, "rho": 1.1, "betas": (1.0, 0.9), "etas": (1.1, 1.2)}  # fmt: skip
+         "lr_decay": -0.1, "initial_accumulator_value": -0.1, "rho": 1.1,
+         "betas": (1.0, 0.9), "etas": (1.1, 1.2)}  # fmt: skip
 ACCEPTED = {("ASGD", "alpha"), ("ASGD", "eps")}
 
 
