@@ -253,7 +253,13 @@ def anything_is_saved_for_forward(patch):
     patch.set(FunctionCtx, "save_for_forward", lambda self, *anything: setattr(self, "saved_for_forward", ()))
 
 
-@mutant("function.vmap.generated-rule", "function.vmap.needs-a-rule")
+@mutant("function.vmap.generated-rule", "function.setup.transforms-need-it")
+def transforms_double_the_result(patch):
+    """Adds the result of every level of a transform."""
+    patch.wrap(function, "custom_function_call", lambda o, cls, *a: 2 * o(cls, *a))
+
+
+@mutant("function.vmap.needs-a-rule")
 def rules_are_never_generated(patch):
     """Ignores generate_vmap_rule."""
     patch.wrap(autograd_function, "has_overridden_vmap_rule", lambda o, f: not f.generate_vmap_rule)

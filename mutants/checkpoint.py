@@ -1,0 +1,227 @@
+"""The ways in which checkpointing goes wrong."""
+
+import torch
+from torch.utils import checkpoint as module
+
+from torch_conformance.mutation import mutant
+
+Reentrant = module.CheckpointFunction
+Hooks = module._checkpoint_hook
+
+
+@mutant("checkpoint.gradient.equals-plain", "checkpoint.gradient.several-inputs-and-outputs")
+def gradients_are_doubled(patch):
+    """Adds the gradients of forward and recomputation."""
+    patch.wrap(Reentrant, "backward", lambda o, ctx, *g: o(ctx, *(2 * x if torch.is_tensor(x) else x for x in g)))
+
+
+@mutant("checkpoint.gradient.accumulates")
+def recomputation_clears_grad(patch):
+    """Clears the gradients of its inputs before it recomputes."""
+
+    def backward(original, ctx, *gradients):
+        for x in ctx.saved_tensors:
+            x.grad = None
+        return original(ctx, *gradients)
+
+    patch.wrap(Reentrant, "backward", backward)
+
+
+@mutant(
+    "checkpoint.memory.saves-only-inputs",
+    "checkpoint.memory.recomputes-once",
+    "checkpoint.variant.reentrant-by-default",
+)
+def nothing_is_checkpointed(patch):
+    """Calls the function and keeps everything."""
+    patch.wrap(Reentrant, "apply", lambda o, f, preserve, *a: f(*a))
+
+
+@mutant("checkpoint.rng.same-mask")
+def mask_is_drawn_anew(patch):
+    """Does not go back to the random state of the forward."""
+    patch.source(Reentrant.backward, "torch.set_rng_state(ctx.fwd_cpu_state)", "pass")
+
+
+@mutant("checkpoint.rng.left-as-it-was")
+def generator_is_not_restored(patch):
+    """Recomputes without setting the generator aside."""
+    patch.source(Reentrant.backward, "enabled=ctx.preserve_rng_state", "enabled=False")
+
+
+@mutant("checkpoint.rng.not-preserved")
+def state_is_always_preserved(patch):
+    """Ignores preserve_rng_state."""
+    patch.wrap(Reentrant, "apply", lambda o, f, preserve, *a: o(f, True, *a))
+
+
+@mutant("checkpoint.batchnorm.updates-twice")
+def recomputation_spares_the_statistics(patch):
+    """Updates running statistics in forward only: the belief itself."""
+
+    def batch_norm(original, x, mean, var, *rest):
+        return original(x, *((mean.clone(), var.clone()) if torch.is_grad_enabled() else (mean, var)), *rest)
+
+    patch.wrap(torch.nn.functional, "batch_norm", batch_norm)
+
+
+@mutant("checkpoint.autocast.is-restored")
+def autocast_is_forgotten(patch):
+    """Recomputes in full precision."""
+    patch.source(module._get_autocast_kwargs, "torch.is_autocast_enabled('cpu')", "False")
+
+
+@mutant("checkpoint.grad-mode.nothing-recorded")
+def recorded_under_no_grad(patch):
+    """Records in every mode."""
+
+    def checkpoint(original, *args, **options):
+        with torch.enable_grad():
+            return original(*args, **options)
+
+    patch.wrap(Reentrant, "apply", checkpoint)
+
+
+@mutant("checkpoint.error.passes-on")
+def errors_are_renamed(patch):
+    """Wraps the error of the function in one of its own."""
+
+    def apply(original, *args):
+        try:
+            return original(*args)
+        except KeyError as error:
+            raise RuntimeError("checkpoint failed") from error
+
+    patch.wrap(Reentrant, "apply", apply)
+
+
+@mutant("checkpoint.variant.reentrant-by-default")
+def non_reentrant_by_default(patch):
+    """Takes the recommended variant where none is named."""
+    patch.source(module.checkpoint, "use_reentrant = True", "use_reentrant = False")
+
+
+@mutant("checkpoint.variant.autograd-grad")
+def autograd_grad_is_let_pass(patch):
+    """Does not look at how backward was called."""
+    patch.wrap(torch.autograd, "_is_checkpoint_valid", lambda o: True)
+
+
+@mutant("checkpoint.variant.output-without-requires-grad")
+def constant_outputs_are_let_pass(patch):
+    """Has nothing to say about outputs that require no grad."""
+    patch.source(
+        Reentrant.backward,
+        "if len(outputs_with_grad) == 0:",
+        "if not outputs_with_grad:\n        return (None,) * (2 + len(inputs))\n    if False:",
+    )
+
+
+@mutant("checkpoint.variant.keyword-arguments")
+def keyword_arguments_are_dropped(patch):
+    """Drops keyword arguments without a word."""
+    patch.source(module.checkpoint, "if kwargs and use_reentrant:", "if False:")
+
+
+@mutant("checkpoint.sequential.equals-plain", "checkpoint.sequential.last-segment-is-plain")
+def last_function_is_left_out(patch):
+    """Stops one function early."""
+    patch.source(module.checkpoint_sequential, "len(functions) - 1, functions", "len(functions) - 2, functions")
+
+
+@mutant("checkpoint.sequential.last-segment-is-plain")
+def every_segment_but_the_first_is_plain(patch):
+    """Checkpoints one segment only."""
+    patch.source(module.checkpoint_sequential, "segment_size * (segments - 1), segment_size", "0, segment_size")
+
+
+@mutant("checkpoint.sequential.preserves-rng")
+def sequential_forgets_the_generator(patch):
+    """Does not hand preserve_rng_state on."""
+    patch.source(module.checkpoint_sequential, "preserve_rng_state=preserve", "preserve_rng_state=True")
+
+
+@mutant("checkpoint.sequential.unknown-argument")
+def sequential_ignores_what_it_does_not_know(patch):
+    """Drops unknown arguments."""
+    patch.source(module.checkpoint_sequential, "if kwargs:", "if False:")
+
+
+def non_reentrant(patch, **changed):
+    """Call the non-reentrant variant with other arguments."""
+
+    def generator(original, fn, preserve, context, check, debug, early, *args, **kwargs):
+        given = {"preserve": preserve, "context": context, "check": check, "early": early} | changed
+        return original(fn, given["preserve"], given["context"], given["check"], debug, given["early"], *args, **kwargs)
+
+    patch.wrap(module, "_checkpoint_without_reentrant_generator", generator)
+
+
+@mutant("checkpoint.determinism.metadata", "checkpoint.determinism.switched-off")
+def check_is_always_off(patch):
+    """Never compares what was recomputed."""
+    non_reentrant(patch, check="none")
+
+
+@mutant("checkpoint.determinism.switched-off")
+def check_is_always_on(patch):
+    """Compares although told not to."""
+    non_reentrant(patch, check="default")
+
+
+@mutant("checkpoint.variant.early-stop")
+def recomputation_never_stops(patch):
+    """Recomputes to the end."""
+    non_reentrant(patch, early=False)
+
+
+@mutant("checkpoint.context.of-forward-and-recomputation")
+def contexts_are_exchanged(patch):
+    """Takes the context of the one for that of the other."""
+
+    def checkpoint(original, *args, context_fn=module.noop_context_fn, **options):
+        swapped = module.noop_context_fn if context_fn is module.noop_context_fn else lambda: context_fn()[::-1]
+        return original(*args, context_fn=swapped, **options)
+
+    patch.wrap(
+        module,
+        "_checkpoint_without_reentrant_generator",
+        lambda o, f, p, c, *r, **k: o(f, p, lambda: c()[::-1], *r, **k),
+    )
+
+
+@mutant("checkpoint.determinism.number")
+def number_is_not_compared(patch):
+    """Does not count what was recomputed."""
+    patch.wrap(module._CheckpointFrame, "check_recomputed_tensors_match", lambda o, s, gid: None)
+
+
+@mutant("checkpoint.determinism.values-are-not-checked")
+def values_of_the_forward_are_used(patch):
+    """Keeps the values of the forward beside the recomputation."""
+    patch.wrap(module, "_checkpoint_without_reentrant_generator", lambda o, *a, **k: iter((None,)))
+
+
+@mutant("checkpoint.variant.retain-graph", "checkpoint.variant.nests", "checkpoint.variant.double-backward")
+def unpacking_doubles(patch):
+    """Returns something else than what was saved."""
+    patch.wrap(
+        torch.autograd.graph.saved_tensors_hooks,
+        "__init__",
+        lambda o, s, pack, unpack: o(s, pack, lambda h: 2 * unpack(h)),
+    )
+
+
+@mutant("checkpoint.variant.input-without-requires-grad", "checkpoint.variant.nested-structures")
+def non_reentrant_runs_unrecorded(patch):
+    """Runs the forward of either variant unrecorded, when no argument itself requires grad."""
+
+    def checkpoint(original, function, *args, **options):
+        if any(torch.is_tensor(a) and a.requires_grad for a in args):
+            return original(function, *args, **options)
+        with torch.no_grad():
+            return original(function, *args, **options)
+
+    patch.source(
+        module.checkpoint, "ret = function(*args, **kwargs)", "ret = torch.no_grad()(function)(*args, **kwargs)"
+    )
