@@ -7,6 +7,7 @@ Torch is imported only once the options have been read, so that a torch that can
 from __future__ import annotations
 
 import linecache
+import re
 import shlex
 import sys
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch_conformance.outcomes import Outcome
     from torch_conformance.settings import Settings
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 LETTERS = {"violated": "V", "deviates": "d", "unsupported": "u", "broken": "B"}
 REPEATABLE = ("device", "backend", "dtype", "via", "deviations", "replace")
 
@@ -96,13 +98,16 @@ def seed_name(item: pytest.Function) -> str:
 def parameters(item: pytest.Function) -> str:
     """The test's own parameters as ``name=value``, the point of the axes left out."""
     callspec = getattr(item, "callspec", None)
-    pairs = callspec.params.items() if callspec else ()
-    return ",".join(f"{key}={shorten(value)}" for key, value in pairs if key != "case")
+    if not callspec:
+        return ""
+    pairs = callspec.params.items()
+    return ",".join(f"{key}={shorten(value, callspec.indices[key])}" for key, value in pairs if key != "case")
 
 
-def shorten(value: Any) -> str:
-    name = getattr(value, "__name__", None)
-    return str(name) if name else str(value)
+def shorten(value: Any, index: int) -> str:
+    """The same text in every run, and another for another value: no address, and nameless functions by their place."""
+    text = str(getattr(value, "__name__", None) or value)
+    return f"{ADDRESS.sub('', text)}{index}" if "<lambda>" in text or ADDRESS.search(text) else text
 
 
 class Conformance:
