@@ -311,8 +311,7 @@ class Judge:
             for name in sorted(set(a) & set(b)):
                 if a[name] != b[name]:
                     gone, come = (a[name], b[name]) if kind == "signature" else keys(a[name], b[name])
-                    claims = self.citing(name)
-                    yield Difference(kind, name, gone, come, claims=claims, change=self.change_of(claims))
+                    yield Difference(kind, name, gone, come, claims=self.citing(name))
 
     def citing(self, name: str) -> tuple[str, ...]:
         """The claims that cite the name, or the class of which it is a method."""
@@ -321,9 +320,6 @@ class Judge:
             for claim in self.claims.values()
             if any(name == cited or name.startswith(f"{cited}.") for cited in claim.cited)
         )
-
-    def change_of(self, claims: Iterable[str]) -> Change | None:
-        return next((change for change in self.between if any(map(change.speaks_of, claims))), None)
 
     def warnings(self, old: ResultFile, new: ResultFile) -> Iterator[Difference]:
         """Warnings that the suite's own calls raise in the new torch and did not raise in the old."""
@@ -337,7 +333,7 @@ class Judge:
             claims = tuple(sorted({name for note in notes for name in named(note, claims_of)}))
             subject = claims[0] if claims else category
             message = f"{category}: {notes[0].get('message', '')}"
-            yield Difference("warning", subject, "silent", message, claims=claims, change=self.change_of(claims))
+            yield Difference("warning", subject, "silent", message, claims=claims)
 
     def drifts(self, old: ResultFile, new: ResultFile) -> Iterator[Difference]:
         """Claims whose cited sentences the documentation of one side has and that of the other has not."""
