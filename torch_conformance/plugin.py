@@ -1,4 +1,4 @@
-"""The pytest plugin: options, the ``case`` fixture, collection rules, verdicts, result file and score card.
+"""The pytest plugin: options, the case of each test, collection rules, verdicts, result file and score card.
 
 Loaded by the suite's ``conftest.py``, or with ``-p torch_conformance.plugin`` for claims and tests of one's own.
 Torch is imported only once the options have been read, so that a torch that cannot be imported is one clear line.
@@ -23,12 +23,12 @@ from torch_conformance.axes import LAYOUTS, VIAS, Axes, Point, executes_a_subjec
 from torch_conformance.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch_conformance.case import Case
     from torch_conformance.outcomes import Outcome
     from torch_conformance.settings import Settings
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 LETTERS = {"violated": "V", "deviates": "d", "unsupported": "u", "broken": "B"}
+CLAIMS = pytest.StashKey[list[str]]()
 REPEATABLE = ("device", "backend", "dtype", "via", "deviations", "replace")
 
 
@@ -78,18 +78,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name.startswith("bench_") and not asked else None
 
 
-@pytest.fixture
-def case(request: pytest.FixtureRequest) -> Case:
-    """What a test makes, runs and judges its subject with, at one point of the axes."""
-    from torch_conformance.case import Case
-
-    plugin = request.config.pluginmanager.getplugin("torch-conformance")
-    settings = plugin.settings
-    made = Case(request.param, seed_name(request.node), settings.seed, settings.replacements)
-    request.node.stash[plugin.CASE] = made
-    return made
-
-
 def seed_name(item: pytest.Function) -> str:
     """The same for all devices, dtypes, layouts and vias, so that they see the same values."""
     return f"{item.nodeid.partition('[')[0]} {parameters(item)}"
@@ -113,7 +101,7 @@ def shorten(value: Any, index: int) -> str:
 class Conformance:
     """The hooks of one session."""
 
-    CASE = pytest.StashKey["Case"]()
+    CASE = pytest.StashKey[Any]()
     START = pytest.StashKey[float]()
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
@@ -155,7 +143,7 @@ class Conformance:
             for point in axes.points(profile.name, self.settings.dtypes, profile.dtypes, vias)
             if point.via in self.settings.vias
         ]
-        metafunc.parametrize("case", points, indirect=True, ids=str)
+        metafunc.parametrize("case", points, ids=str)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
@@ -221,11 +209,14 @@ class Conformance:
         return self.profiles[point.device].lacking(point)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        if self.CASE not in item.stash:
+    def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:
+        if not claims_of(item):
             return (yield)
         from torch_conformance import switches
+        from torch_conformance.case import Case
 
+        made = Case(item.callspec.params["case"], seed_name(item), self.settings.seed, self.settings.replacements)
+        item.funcargs["case"] = item.stash[self.CASE] = made  # a fixture would cost as much as the test
         before = switches.read()
         try:
             result = yield
@@ -427,7 +418,10 @@ class Conformance:
 
 
 def claims_of(item: pytest.Item) -> list[str]:
-    return [name for mark in item.iter_markers("claim") for name in mark.args]
+    """The claims that the item asserts; none for a test of another kind."""
+    if CLAIMS not in item.stash:
+        item.stash[CLAIMS] = [name for mark in item.iter_markers("claim") for name in mark.args]
+    return item.stash[CLAIMS]
 
 
 def is_empty(item: Any) -> bool:
