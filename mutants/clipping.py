@@ -1,0 +1,161 @@
+"""The ways in which an implementation of gradient clipping goes wrong."""
+
+from torch.nn.utils import clip_grad, convert_parameters
+
+from torch_conformance.mutation import mutant
+
+
+@mutant("clipping.norm.law")
+def norm_of_two_always(patch):
+    """Takes the Euclidean norm whatever is asked."""
+    patch.source(clip_grad._get_total_norm, "norm_type = float(norm_type)", "norm_type = 2.0")
+
+
+@mutant("clipping.norm.law")
+def norm_adds_norms(patch):
+    """Adds the tensors' norms up."""
+    patch.source(
+        clip_grad._get_total_norm,
+        "torch.stack([norm.to(first_device) for norm in norms]), norm_type",
+        "torch.stack([norm.to(first_device) for norm in norms]), 1.0",
+    )
+
+
+@mutant("clipping.norm.never-enlarges")
+def norm_enlarges(patch):
+    """Scales small gradients up to the norm."""
+    patch.source(clip_grad._clip_grads_with_norm_, "torch.clamp(clip_coef, max=1.0)", "clip_coef")
+
+
+@mutant("clipping.norm.eps")
+def norm_without_eps(patch):
+    """Leaves the 1e-6 out."""
+    patch.source(clip_grad._clip_grads_with_norm_, "total_norm + 1e-6", "total_norm")
+
+
+@mutant("clipping.norm.returns-the-norm-before")
+def norm_returned_after(patch):
+    """Returns what is left after clipping."""
+    patch.source(clip_grad.clip_grad_norm_, "return total_norm", "return total_norm.clamp(max=max_norm)")
+
+
+@mutant("clipping.norm.in-place")
+def norm_out_of_place(patch):
+    """Puts new gradients in the old ones' place."""
+    patch.source(
+        clip_grad._clip_grads_with_norm_,
+        "clip_coef = max_norm",
+        "for p in parameters:\n        p.grad = None if p.grad is None else p.grad.clone()\n    grads[:] = [p.grad for p in parameters if p.grad is not None]\n    grouped_grads = _group_tensors_by_device_and_dtype([grads])\n    clip_coef = max_norm",  # noqa: E501
+    )
+
+
+@mutant("clipping.norm.any-iterable")
+def generators_run_dry(patch):
+    """Walks a generator twice."""
+    patch.source(clip_grad.clip_grad_norm_, "parameters = list(parameters)", "pass")
+
+
+@mutant("clipping.norm.nothing-to-clip")
+def nothing_to_clip_raises(patch):
+    """Stumbles over an empty list."""
+    patch.source(clip_grad._get_total_norm, "return torch.tensor(0.0)", "return torch.stack(tensors)")
+
+
+@mutant("clipping.norm.nonfinite")
+def nonfinite_left_alone(patch):
+    """Leaves gradients alone when the norm is not finite."""
+    patch.source(
+        clip_grad._clip_grads_with_norm_,
+        "clip_coef = max_norm",
+        "if not torch.isfinite(total_norm):\n        return\n    clip_coef = max_norm",
+    )
+
+
+@mutant("clipping.norm.error-if-nonfinite")
+def nan_is_no_error(patch):
+    """Looks for infinity alone."""
+    patch.source(
+        clip_grad._get_total_norm, "torch.logical_or(total_norm.isnan(), total_norm.isinf())", "total_norm.isinf()"
+    )
+
+
+@mutant("clipping.norm.several-dtypes")
+def norm_of_the_first_dtype(patch):
+    """Takes the first dtype's gradients alone into the norm."""
+    patch.source(clip_grad._get_total_norm, "grouped_tensors.items()", "list(grouped_tensors.items())[:1]")
+
+
+@mutant("clipping.norm.in-two-halves")
+def halves_differ(patch):
+    """Clips by another norm than the public half returns."""
+    patch.source(
+        clip_grad.clip_grad_norm_,
+        "_clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)",
+        "_clip_grads_with_norm_(parameters, max_norm, total_norm * 2, foreach)",
+    )
+
+
+@mutant("clipping.norm.counts-nonzeros")
+def zero_norm_counts_elements(patch):
+    """Counts all elements that are not zero: the myth made true."""
+
+    def norm(original, tensors, norm_type=2.0, *args, **kwargs):
+        if norm_type == 0:
+            return sum((t != 0).sum() for t in tensors).float()
+        return original(tensors, norm_type, *args, **kwargs)
+
+    patch.wrap(clip_grad, "_get_total_norm", norm)
+
+
+@mutant("clipping.value.law")
+def value_clamps_above_only(patch):
+    """Clamps from above alone in the loop."""
+    patch.source(
+        clip_grad.clip_grad_value_, "grad).clamp_(min=-clip_value, max=clip_value)", "grad).clamp_(max=clip_value)"
+    )
+
+
+@mutant("clipping.value.law")
+def value_foreach_clamps_at_zero(patch):
+    """Clamps at zero from below in the foreach path."""
+    patch.source(
+        clip_grad.clip_grad_value_,
+        "torch._foreach_clamp_min_(cast(list[Tensor], grads), -clip_value)",
+        "torch._foreach_clamp_min_(cast(list[Tensor], grads), 0.0)",
+    )
+
+
+@mutant("clipping.value.in-place")
+def value_out_of_place(patch):
+    """Puts clamped copies in the gradients' place."""
+    patch.source(
+        clip_grad.clip_grad_value_,
+        "grouped_grads =",
+        "for p in parameters:\n        p.grad = None if p.grad is None else p.grad.clone()\n    grads = [p.grad for p in parameters if p.grad is not None]\n    grouped_grads =",  # noqa: E501
+    )
+
+
+@mutant("clipping.vector.round-trip")
+def vector_by_columns(patch):
+    """Lays matrices out column by column."""
+    patch.source(
+        convert_parameters.parameters_to_vector,
+        "param.view(-1)",
+        "param.t().reshape(-1) if param.ndim == 2 else param.view(-1)",
+    )
+
+
+@mutant("clipping.vector.differentiable")
+def vector_cut_from_the_graph(patch):
+    """Detaches the vector."""
+    patch.source(convert_parameters.parameters_to_vector, "param.view(-1)", "param.detach().view(-1)")
+
+
+@mutant("clipping.vector.wants-a-vector")
+def anything_is_a_vector(patch):
+    """Makes a vector of whatever it gets."""
+    patch.source(
+        convert_parameters.vector_to_parameters,
+        "if not isinstance(vec, torch.Tensor):",
+        "vec = torch.as_tensor(vec)\n    if not isinstance(vec, torch.Tensor):",
+    )
