@@ -15,4 +15,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    return int(pytest.main([f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}", *options.arguments]))
+    return int(
+        pytest.main([f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}", *joined(options.arguments)])
+    )
+
+
+def joined(arguments: list[str]) -> list[str]:
+    """``--results FILE`` as one word: pytest, which does not know the option yet, would take the file for a test."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] in ("--results", "--deviations"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
