@@ -225,3 +225,9 @@ def non_reentrant_runs_unrecorded(patch):
     patch.source(
         module.checkpoint, "ret = function(*args, **kwargs)", "ret = torch.no_grad()(function)(*args, **kwargs)"
     )
+
+
+@mutant("checkpoint.error.leaves-nothing-behind")
+def hooks_outlive_an_error(patch):
+    """Does not tell the recomputation's hooks that the function failed: torch up to 2.11."""
+    patch.source(module.checkpoint, "gen.throw(e)", "pass")

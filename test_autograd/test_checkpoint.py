@@ -1,5 +1,6 @@
 """torch.utils.checkpoint: the same outputs and gradients for less memory, and where the two variants differ."""
 
+import gc
 import warnings
 
 import numpy as np
@@ -189,6 +190,25 @@ def test_an_error_in_the_function_passes_on(case, reentrant):
 
     with case.raises(KeyError, "mine"):
         checkpoint(function, case.tensor(3, requires_grad=True), use_reentrant=reentrant)
+    gc.collect()  # where torch leaves hooks behind, they go with the traceback
+
+
+@claim("checkpoint.error.leaves-nothing-behind")
+@both
+def test_an_error_leaves_no_hook_behind(case, reentrant):
+    def function(x):
+        raise KeyError("mine")
+
+    x = case.tensor(3, requires_grad=True)
+    try:
+        checkpoint(function, x, use_reentrant=reentrant)
+    except KeyError:  # while it is handled, its traceback keeps alive what the call left unfinished
+        loss = x.square().sum()
+    try:
+        loss.backward()
+    finally:
+        gc.collect()
+    case.close(x.grad, 2 * array(x), k=1)
 
 
 # -- where the variants differ ---------------------------------------------------------------------------------------
