@@ -68,8 +68,7 @@ def threads(n):
 def test_eval_returns_its_input(case, cls):
     layer, x = case.module(cls, p=0.3).eval(), case.tensor(*shape_for(cls))
     before = x.clone()
-    y = layer(x)
-    assert y is x
+    case.identical(layer(x), x)
     case.same(x, before)
 
 
@@ -257,7 +256,7 @@ def test_no_channels_come_back(case, cls, empty):
 @claim("dropout.train.whole-numbers-refused")
 def test_whole_numbers_cannot_be_scaled(case):
     layer, x = case.module(nn.Dropout, p=0.3), case.tensor_of([1, 2, 3], dtype=torch.int64)
-    assert layer.eval()(x) is x
+    case.identical(layer.eval()(x), x)
     with case.raises(RuntimeError, "float.*long|not implemented"):
         layer.train()(x)
 
@@ -377,9 +376,9 @@ def test_inplace_overwrites_its_input(case, cls):
     layer, x = case.module(cls, p=0.3, inplace=True), case.tensor(*shape_for(cls))
     with case.unchanged(x=x, but={"x", "rng"}):
         y = layer(x)
-    assert y is x
+    case.identical(y, x)
     with case.unchanged(x=x):
-        assert layer.eval()(x) is x
+        case.identical(layer.eval()(x), x)
 
 
 @claim("dropout.inplace.gradient")
@@ -455,7 +454,10 @@ def test_functional_forms_match_the_layers(case, cls, training, inplace):
     torch.manual_seed(case.seed)
     y = case.function(form(cls))(given, 0.3, training, inplace)
     case.same(y, expected)
-    assert (y is given) == (inplace or not training)
+    if inplace or not training:
+        case.identical(y, given)
+    else:
+        assert y is not given
 
 
 @claim("dropout.functional.training-defaults")
