@@ -236,9 +236,7 @@ def test_a_crashed_case_is_found_by_its_id(compared):
 def test_an_incomplete_file_gives_no_verdict_but_what_it_shows(compared):
     comparison = compared([record()], [record(outcome="violated")], new_facts={"footer": False})
     assert comparison.exit == 2
-    assert comparison.verdict == (
-        "CANNOT DECIDE: NEW is incomplete (it ends after 1 case); 1 claim regressed so far"
-    )
+    assert comparison.verdict == ("CANNOT DECIDE: NEW is incomplete (it ends after 1 case); 1 claim regressed so far")
 
 
 def test_a_broken_case_gives_no_verdict(compared):

@@ -82,8 +82,12 @@ def test_gradients_of_sdpa(case, size, kind):
     q, k, v = queries_keys_values(case, *size, requires_grad=True)
     length, keys = size[2:4]
     boolean, additions = hidden(case, length, keys), case.tensor(length, keys, requires_grad=True)
-    masks = {"plain": None, "causal": reference.causal(length, keys), "boolean": additive(boolean),
-             "float": array(additions)}  # fmt: skip
+    masks = {
+        "plain": None,
+        "causal": reference.causal(length, keys),
+        "boolean": additive(boolean),
+        "float": array(additions),
+    }
     given = {"boolean": ~boolean, "float": additions.detach()}.get(kind)
     y = sdpa(case, q, k, v, given, is_causal=kind == "causal")
     y.backward(seed := case.tensor(*y.shape))
@@ -476,13 +480,16 @@ def test_the_fast_path_follows_the_formula(case, kind, heads):
 @claim("attention.mha.errors")
 @pytest.mark.parametrize(
     ("inputs", "masks", "words"),
-    [(((2, 5, 6), (2, 7, 6), (2, 6, 6)), {}, "shape|match"), (((2, 5, 4), (2, 5, 4), (2, 5, 4)), {}, "embed"),
-     (((5, 6), (2, 5, 6), (2, 5, 6)), {}, "2-?D|unbatched"),
-     (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"attn_mask": (7, 5)}, "attn_mask"),
-     (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"attn_mask": (2, 5, 7)}, "attn_mask"),
-     (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"key_padding_mask": (7, 2)}, "key_padd"),
-     (((1, 2, 5, 6), (1, 2, 5, 6), (1, 2, 5, 6)), {}, "2-?D|3-?D|dimension")],
-)  # fmt: skip
+    [
+        (((2, 5, 6), (2, 7, 6), (2, 6, 6)), {}, "shape|match"),
+        (((2, 5, 4), (2, 5, 4), (2, 5, 4)), {}, "embed"),
+        (((5, 6), (2, 5, 6), (2, 5, 6)), {}, "2-?D|unbatched"),
+        (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"attn_mask": (7, 5)}, "attn_mask"),
+        (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"attn_mask": (2, 5, 7)}, "attn_mask"),
+        (((2, 5, 6), (2, 7, 6), (2, 7, 6)), {"key_padding_mask": (7, 2)}, "key_padd"),
+        (((1, 2, 5, 6), (1, 2, 5, 6), (1, 2, 5, 6)), {}, "2-?D|3-?D|dimension"),
+    ],
+)
 def test_multihead_refuses_wrong_shapes(case, inputs, masks, words):
     layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
     with case.raises((RuntimeError, AssertionError, ValueError), words):
@@ -514,13 +521,15 @@ ACTIVATIONS = {"relu": relu, "gelu": gelu}
 
 
 def encoder_layer(case, *, heads=HEADS, dropout=0.0, batch_first=True, **options):
-    return case.module(nn.TransformerEncoderLayer, WIDTH, heads, FEEDS, dropout, layer_norm_eps=EPS,
-                       batch_first=batch_first, **options)  # fmt: skip
+    return case.module(
+        nn.TransformerEncoderLayer, WIDTH, heads, FEEDS, dropout, layer_norm_eps=EPS, batch_first=batch_first, **options
+    )
 
 
 def decoder_layer(case, *, dropout=0.0, **options):
-    return case.module(nn.TransformerDecoderLayer, WIDTH, HEADS, FEEDS, dropout, layer_norm_eps=EPS, batch_first=True,
-                       **options)  # fmt: skip
+    return case.module(
+        nn.TransformerDecoderLayer, WIDTH, HEADS, FEEDS, dropout, layer_norm_eps=EPS, batch_first=True, **options
+    )
 
 
 @claim("attention.encoder-layer.formula")
@@ -530,8 +539,15 @@ def decoder_layer(case, *, dropout=0.0, **options):
 def test_encoder_layer_follows_its_formula(case, norm_first, activation):
     layer = encoder_layer(case, norm_first=norm_first, activation=activation)
     x, mask = case.tensor(2, 5, WIDTH), case.tensor(5, 5)
-    wanted = reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS, norm_first=norm_first,
-                                     activation=ACTIVATIONS[activation], mask=array(mask))  # fmt: skip
+    wanted = reference.encoder_layer(
+        *rounded(x),
+        parameters(layer),
+        HEADS,
+        EPS,
+        norm_first=norm_first,
+        activation=ACTIVATIONS[activation],
+        mask=array(mask),
+    )
     within(case, layer(x, src_mask=mask), wanted)
     within(case, layer.eval()(x, mask), wanted)
 
@@ -608,8 +624,11 @@ def test_places_of_dropout_in_the_encoder_layer(case, place, norm_first):
 def test_dropout_has_the_probability_given(case, cls):
     layer, default = cls(WIDTH, HEADS, FEEDS, 0.37), cls(WIDTH, HEADS, FEEDS)
     for made, p in ((layer, 0.37), (default, 0.1)):
-        found = [m.p if isinstance(m, nn.Dropout) else m.dropout for m in made.modules()
-                 if isinstance(m, (nn.Dropout, nn.MultiheadAttention))]  # fmt: skip
+        found = [
+            m.p if isinstance(m, nn.Dropout) else m.dropout
+            for m in made.modules()
+            if isinstance(m, (nn.Dropout, nn.MultiheadAttention))
+        ]
         assert found == [p] * (4 if cls is nn.TransformerEncoderLayer else 6)
 
 
@@ -637,9 +656,19 @@ class Calls:
         patch.setattr(torch, "_transformer_encoder_layer_fwd", counted)
 
 
-FAST = {"eval": True, "train": False, "gradients": False, "sequence first": False, "odd heads": False, "hook": False,
-        "frozen": True, "input needs gradient": False, "other activation": False, "unbatched": False,
-        "other eps": False}  # fmt: skip
+FAST = {
+    "eval": True,
+    "train": False,
+    "gradients": False,
+    "sequence first": False,
+    "odd heads": False,
+    "hook": False,
+    "frozen": True,
+    "input needs gradient": False,
+    "other activation": False,
+    "unbatched": False,
+    "other eps": False,
+}
 
 
 @claim("attention.encoder-layer.fast-path-only-in-eval")
@@ -648,8 +677,9 @@ def test_when_the_fused_kernel_runs(case, how, monkeypatch):
     if how == "hook" and RELEASE < (2, 9):
         raise case.unsupported("releases as old as torch 2.4 skip the hooks; claimed from 2.9 on")
     activation = {"other activation": torch.tanh}.get(how, "relu")
-    layer = encoder_layer(case, batch_first=how != "sequence first", heads=3 if how == "odd heads" else HEADS,
-                          activation=activation).train(how == "train")  # fmt: skip
+    layer = encoder_layer(
+        case, batch_first=how != "sequence first", heads=3 if how == "odd heads" else HEADS, activation=activation
+    ).train(how == "train")
     x, calls, seen = case.tensor(2, 5, WIDTH), Calls(monkeypatch), []
     if how == "hook":
         layer.linear1.register_forward_hook(lambda *args: seen.append(args))
@@ -678,8 +708,15 @@ def test_the_fused_kernel_follows_the_formula(case, norm_first, activation, kind
     masks |= {"src_key_padding_mask": padding} if kind in ("keys", "both") else {}
     with torch.no_grad(), case.unchanged(layer, x=x):
         y = layer(x, **masks)
-    wanted = reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS, norm_first=norm_first,
-                                     activation=ACTIVATIONS[activation], mask=total)  # fmt: skip
+    wanted = reference.encoder_layer(
+        *rounded(x),
+        parameters(layer),
+        HEADS,
+        EPS,
+        norm_first=norm_first,
+        activation=ACTIVATIONS[activation],
+        mask=total,
+    )
     within(case, y, wanted)
 
 
@@ -777,13 +814,23 @@ def test_a_causal_mask_is_recognised(case, hint):
 def test_decoder_layer_follows_its_formula(case, norm_first, activation):
     layer = decoder_layer(case, norm_first=norm_first, activation=activation)
     x, memory = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH)
-    masks = {"tgt_mask": case.tensor(5, 5), "memory_mask": case.tensor(5, 7),
-             "tgt_key_padding_mask": padding_mask(case, 2, 5), "memory_key_padding_mask": padding_mask(case, 2, 7)}  # fmt: skip
+    masks = {
+        "tgt_mask": case.tensor(5, 5),
+        "memory_mask": case.tensor(5, 7),
+        "tgt_key_padding_mask": padding_mask(case, 2, 5),
+        "memory_key_padding_mask": padding_mask(case, 2, 7),
+    }
     own, other, keys, memory_keys = (additive(mask) for mask in masks.values())
     wanted = reference.decoder_layer(
-        *rounded(x, memory), parameters(layer), HEADS, EPS, norm_first=norm_first, activation=ACTIVATIONS[activation],
-        mask=own + keys[:, None, None], memory_mask=other + memory_keys[:, None, None],
-    )  # fmt: skip
+        *rounded(x, memory),
+        parameters(layer),
+        HEADS,
+        EPS,
+        norm_first=norm_first,
+        activation=ACTIVATIONS[activation],
+        mask=own + keys[:, None, None],
+        memory_mask=other + memory_keys[:, None, None],
+    )
     within(case, layer(x, memory, **masks), wanted)
     with torch.no_grad():
         within(case, layer.eval()(x, memory, **masks), wanted)
@@ -848,8 +895,12 @@ def test_the_decoder_gives_the_memory_to_each_layer(case, norm):
     if not norm:
         model.norm = None
     x, memory = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH)
-    masks = {"tgt_mask": case.tensor(5, 5), "memory_mask": case.tensor(5, 7),
-             "tgt_key_padding_mask": padding_mask(case, 2, 5), "memory_key_padding_mask": padding_mask(case, 2, 7)}  # fmt: skip
+    masks = {
+        "tgt_mask": case.tensor(5, 5),
+        "memory_mask": case.tensor(5, 7),
+        "tgt_key_padding_mask": padding_mask(case, 2, 5),
+        "memory_key_padding_mask": padding_mask(case, 2, 7),
+    }
     own, other, keys, memory_keys = (additive(mask) for mask in masks.values())
     wanted = decoder_law(x, memory, model, own + keys[:, None, None], other + memory_keys[:, None, None])
     within(case, model(x, memory, **masks), wanted)
