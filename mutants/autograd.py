@@ -1221,3 +1221,14 @@ def sign_of_zero_is_one(patch):
 def vector_may_be_left_out(patch):
     """Takes a vector of ones where none is given, whatever the size."""
     patch.wrap(functional, "vjp", lambda o, f, x, v=None: o(f, x, torch.ones_like(f(x)) if v is None else v))
+
+
+@mutant("autograd.grad.gradient-edge")
+def edges_belong_to_the_next_node(patch):
+    """Takes the node after the one that is meant."""
+
+    def edge(original, tensor):
+        found = original(tensor)
+        return found._replace(node=found.node.next_functions[0][0]) if tensor.grad_fn is not None else found
+
+    patch.wrap(graph, "get_gradient_edge", edge)

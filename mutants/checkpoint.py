@@ -231,3 +231,9 @@ def non_reentrant_runs_unrecorded(patch):
 def hooks_outlive_an_error(patch):
     """Does not tell the recomputation's hooks that the function failed: torch up to 2.11."""
     patch.source(module.checkpoint, "gen.throw(e)", "pass")
+
+
+@mutant("checkpoint.sequential.variant")
+def sequential_is_always_reentrant(patch):
+    """Does not hand use_reentrant on."""
+    patch.source(module.checkpoint_sequential, "use_reentrant=use_reentrant", "use_reentrant=True")

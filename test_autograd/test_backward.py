@@ -359,6 +359,18 @@ def test_an_input_must_require_grad(case, allow_unused):
         torch.autograd.grad((x * constant).sum(), [x, constant], allow_unused=allow_unused)
 
 
+@claim("autograd.grad.gradient-edge")
+def test_an_edge_of_the_graph_stands_for_its_tensor(case):
+    x = case.tensor(3, requires_grad=True)
+    y = x * 2
+    loss, edges = y.square().sum(), [torch.autograd.graph.get_gradient_edge(t) for t in (x, y)]
+    by_edge = torch.autograd.grad(loss, edges, retain_graph=True)
+    for found, expected in zip(by_edge, torch.autograd.grad(loss, [x, y]), strict=True):
+        case.same(found, expected)
+    with case.raises(RuntimeError, "requires? grad"):
+        torch.autograd.graph.get_gradient_edge(case.tensor(3))
+
+
 @claim("autograd.grad.batched")
 def test_a_batch_of_gradients_gives_a_batch_of_products(case):
     x, v = case.tensor(5, requires_grad=True), case.tensor(4, 5)

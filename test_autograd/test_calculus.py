@@ -95,6 +95,7 @@ def test_products_with_jacobian_and_hessian(case):
         case.same(value, output)
         case.close(product, wanted, k=6, scale=matrix[0] @ matrix[1])  # sums of at most five products, and one sum
         assert not product.requires_grad
+        assert not value.requires_grad
 
 
 @claim("autograd.functional.create-graph")

@@ -430,6 +430,15 @@ def test_sequential_is_the_plain_sequence(case, reentrant, segments):
             case.same(found, expected[name])
 
 
+@claim("checkpoint.sequential.variant")
+def test_sequential_hands_on_the_variant(case):
+    x = case.tensor(3, requires_grad=True)
+    (found,) = torch.autograd.grad(checkpoint_sequential([torch.square, torch.neg], 2, x, use_reentrant=False).sum(), x)
+    case.close(found, -2 * array(x), k=1)
+    with case.raises(RuntimeError, "incompatible|not compatible"):
+        torch.autograd.grad(checkpoint_sequential([torch.square, torch.neg], 2, x, use_reentrant=True).sum(), x)
+
+
 @claim("checkpoint.sequential.last-segment-is-plain")
 @both
 def test_all_segments_but_the_last_run_again(case, reentrant):
