@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
 
 from torch_conformance import changes
@@ -80,3 +82,18 @@ def test_an_example_shows_the_same_twice():
             [surface.run(change.example) for change in changes.load() if change.example] for _ in range(2)
         )
     assert first == second
+
+
+def test_every_change_names_claims_that_there_are():
+    from pathlib import Path
+
+    from torch_conformance import claims
+
+    known = claims.by_id(claims.load([Path(changes.CHANGES).parent]))
+    idle = [
+        f"{change.id}: {pattern}"
+        for change in changes.load()
+        for pattern in change.claims
+        if not any(fnmatchcase(name, pattern) for name in known)
+    ]
+    assert idle == []

@@ -77,6 +77,12 @@ def test_an_incomplete_file_is_refused(run):
     assert "is incomplete" in told
 
 
+def test_a_run_of_selected_claims_is_refused(run):
+    status, _, told = run(record(), flags={"arguments": ["--claim", "dropout.*"]})
+    assert status == 2
+    assert "selected claims" in told
+
+
 def test_a_version_that_is_not_listed_is_refused(run):
     run(record())
     status, _, told = run(record(), check=True, torch="2.14.0")

@@ -266,11 +266,13 @@ def semantics(norm: str, comparison: differences.Comparison) -> str:
 
 def accuracy(norm: str, dtype: str, comparison: differences.Comparison) -> str:
     """The greatest error of either side, in units of its bound."""
-    least = []
+    greatest = []
     for file in (comparison.old, comparison.new):
-        errors = [c.headroom for c in file.cases if c.headroom is not None and c.dtype == dtype and concerns(norm, c)]
-        least.append(f"{max(errors):.2g}" if errors else "-")
-    return " -> ".join(least)
+        cases = [case for case in file.cases if case.dtype == dtype and concerns(norm, case)]
+        errors = [case.headroom for case in cases if case.headroom is not None]
+        violated = any(case.outcome == "violated" for case in cases)
+        greatest.append("violated" if violated else f"{max(errors):.2g}" if errors else "-")
+    return " -> ".join(greatest)
 
 
 def speed(row: dict[str, Any]) -> str:

@@ -63,6 +63,8 @@ def load(paths: Iterable[Path]) -> Iterator[ResultFile]:
             file = results.read(name)
             if not file.complete:
                 raise UsageError(f"{name}: is incomplete; a ledger is made of whole runs")
+            if any(str(word).startswith("--claim") for word in file.header.get("flags", {}).get("arguments", [])):
+                raise UsageError(f"{name}: is of selected claims (--claim); a ledger is made of whole runs")
             plain = list(file.header.get("devices", {})) == ["cpu"] and file.header.get("vias", ["eager"]) == ["eager"]
             if plain or not path.is_dir():
                 yield file
