@@ -60,7 +60,8 @@ def explained(found: Difference) -> Iterator[tuple[str, str]]:
     if found.change:
         if found.change.what != found.says:
             yield "change", found.change.what
-        yield "since", f"torch {found.change.since}"
+        until = f", until {found.change.until}" if found.change.until else ""
+        yield "since", f"torch {found.change.since}{until}"
         if found.change.url:
             yield "where", found.change.url
     if further := [claim for claim in found.claims if claim != found.subject]:
