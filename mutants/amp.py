@@ -21,8 +21,7 @@ def scaler(patch, name, wrapper):
 
 @mutant(
     "amp.autocast.eligible-operations", "amp.autocast.parameters-stay", "amp.autocast.default-dtype",
-    "amp.autocast.losses-in-float32", "amp.autocast.backward", "amp.autocast.norm-buffers-stay",
-    "amp.autocast.widest-type", "amp.autocast.binary-cross-entropy",
+    "amp.autocast.backward", "amp.autocast.norm-buffers-stay", "amp.autocast.binary-cross-entropy",
 )  # fmt: skip
 def autocast_never_enabled(patch):
     """Enters the region without effect, as on a device whose autocast is not implemented."""
@@ -34,7 +33,7 @@ def autocast_never_enabled(patch):
     entering(patch, enter)
 
 
-@mutant("amp.autocast.value", "amp.autocast.others-keep-their-dtype", "amp.autocast.dtype-given")
+@mutant("amp.autocast.value", "amp.autocast.dtype-given")
 def another_dtype(patch):
     """Casts to a dtype of its own choice."""
 

@@ -132,7 +132,7 @@ def groups_interleaved(patch):
 MHA = F.multi_head_attention_forward
 
 
-@mutant("attention.mha.formula", "attention.mha.weights", "attention.mha.gradient", "attention.mha.masks")
+@mutant("attention.mha.formula", "attention.mha.gradient", "attention.mha.masks")
 def scaled_by_the_whole_width(patch):
     """Scales by the root of the embedding's width, not of the head's."""
     try:

@@ -512,7 +512,7 @@ def right_inverse_in_the_wrong_order(patch):
 def cache_outlives_its_block(patch):
     """Keeps the cache when the block has ended."""
     patch.source(parametrize.cached, "_cache = {}", "pass")
-    patch.stack.callback(lambda: setattr(parametrize, "_cache", {}))
+    patch.stack.callback(lambda: parametrize._cache.clear())
 
 
 @mutant("module.parametrize.cached")

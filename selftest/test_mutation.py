@@ -88,8 +88,11 @@ def test_source_changes_the_function_that_everyone_holds():
 
     held = double
     with mutation.ExitStack() as stack:
-        mutation.Patch(stack).source(double, "x * 2", "x * 3")
+        patch = mutation.Patch(stack)
+        patch.source(double, "x * 2", "x * 3")
         assert held(5) == 15
+        patch.source(double, "3", "3 + 1")
+        assert held(5) == 16
     assert held(5) == 10
 
 
@@ -130,6 +133,7 @@ def record(outcome, claim="a.b"):
     return {"claim": claim, "id": f"test_{claim}", "outcome": outcome}
 
 
+BASELINE = matrix.Trial("", (), judged=["a.b"])
 RUNS = {
     "killed": lambda emit: emit(record("violated")),
     "survived": lambda emit: emit(record("holds")),
@@ -142,14 +146,14 @@ def test_forks_tell_every_end_apart():
     forks = matrix.Forks(lambda mutant, emit: RUNS[mutant.id](emit), jobs=2, timeout=2)
     trials = list(forks.trials(Mutant(name, ("a.b",), "-", lambda patch: None) for name in RUNS))
     for trial in trials:
-        trial.conclude(set())
+        trial.conclude(BASELINE)
     assert {trial.mutant: trial.status for trial in trials} == {name: name for name in RUNS}
 
 
 def test_only_what_the_right_torch_does_not_show_is_a_kill():
     trial = matrix.Trial("m", ("a.b",))
     trial.add(record("violated"))
-    trial.conclude({"test_a.b"})
+    trial.conclude(matrix.Trial("", (), judged=["a.b"], red={"a.b": ["test_a.b"]}))
     assert trial.status == "survived"
 
 
@@ -157,13 +161,20 @@ def test_every_claim_that_a_mutant_names_must_refuse_it():
     trial = matrix.Trial("m", ("a.b", "a.c"))
     trial.add(record("violated"))
     trial.add(record("holds", "a.c"))
-    trial.conclude(set())
+    trial.conclude(matrix.Trial("", (), judged=["a.b", "a.c"]))
     assert (trial.status, trial.detail) == ("survived", "not seen by a.c")
+
+
+def test_a_claim_that_cannot_be_tested_here_needs_no_killer_here():
+    trial = matrix.Trial("m", ("a.b",))
+    trial.add(record("unsupported"))
+    trial.conclude(matrix.Trial("", ()))
+    assert trial.status == "elsewhere"
 
 
 def test_a_survivor_makes_the_matrix_fail(capsys):
     trial = matrix.Trial("dropout.m", ("dropout.eval.identity",))
-    trial.conclude(set())
+    trial.conclude(matrix.Trial("", (), judged=["dropout.eval.identity"]))
     options = argparse.Namespace(pattern=["dropout.m"], json=None)
-    assert matrix.conclude([trial], options) == 1
-    assert "untested  dropout.m" in capsys.readouterr().out
+    assert matrix.conclude([trial], options, {"dropout.eval.identity"}) == 1
+    assert "survived  dropout.m" in capsys.readouterr().out

@@ -71,6 +71,7 @@ def test_the_rerun_command_works_when_pasted(house, pytester):
     [
         ("raise RuntimeError('kernel refused')", "violated"),
         ("assert 1 == 2", "violated"),
+        ("with pytest.warns(UserWarning): pass", "violated"),
         ("raise case.unsupported('has no such thing')", "unsupported"),
         ("undefined_name", "broken"),
         ("raise MemoryError", "broken"),

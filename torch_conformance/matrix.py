@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from torch_conformance import mutation
+from torch_conformance.axes import Axes
 from torch_conformance.errors import UsageError
 from torch_conformance.mutation import Mutant
 from torch_conformance.settings import ROOT
@@ -32,7 +33,11 @@ BASELINE = Mutant("", (), "Torch as it is.", lambda patch: None)
 
 @dataclass
 class Trial:
-    """What became of the tests under one mutant: killed, survived, not-applicable, crashed, hung or untested."""
+    """What became of the tests under one mutant.
+
+    killed, survived, crashed or hung; not-applicable: this torch is built otherwise; elsewhere: the claims that the
+    mutant names cannot be tested here, for they speak of other versions or devices.
+    """
 
     mutant: str
     claims: tuple[str, ...]
@@ -40,28 +45,29 @@ class Trial:
     detail: str | None = None
     red: dict[str, list[str]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-    cases: int = 0
+    judged: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        self.cases += 1
+        if record["outcome"] != "unsupported" and record["claim"] not in self.judged:
+            self.judged.append(record["claim"])
         if record["outcome"] == "violated":
             self.red.setdefault(record["claim"], []).append(record["id"])
         elif record["outcome"] == "broken":
             self.broken.append(record["id"])
 
-    def conclude(self, known_red: set[str]) -> None:
-        """Only what torch as it is does not show counts as a kill, and each claim named must kill."""
+    def conclude(self, baseline: Trial) -> None:
+        """Only what torch as it is does not show counts as a kill, and each claim that can be tested must kill."""
         for claim in list(self.red):
-            self.red[claim] = [case for case in self.red[claim] if case not in known_red]
-        if self.status == "survived" and self.claims:
-            spared = [claim for claim in self.claims if not self.red.get(claim)]
-            if not self.cases:
-                self.status, self.detail = "untested", "no test asserts what it names"
-            elif not spared:
-                self.status = "killed"
-            else:
-                self.detail = f"not seen by {', '.join(spared)}"
+            self.red[claim] = [case for case in self.red[claim] if case not in baseline.red.get(claim, ())]
+        testable = [claim for claim in self.claims if claim in baseline.judged]
+        spared = [claim for claim in testable if not self.red.get(claim)]
+        if not testable and self.status in ("survived", "not-applicable"):
+            self.status = "elsewhere"
+        elif self.status == "survived" and not spared:
+            self.status = "killed"
+        elif self.status == "survived":
+            self.detail = f"not seen by {', '.join(spared)}"
 
 
 class Forks:
@@ -155,6 +161,7 @@ class KillMatrix:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        session.items = [item for item in session.items if stands_alone(item)]
         for item in session.items:
             for mark in item.iter_markers("claim"):
                 for name in mark.args:
@@ -162,9 +169,8 @@ class KillMatrix:
         self.session = session
         forks = Forks(self.run, self.options.jobs, self.options.timeout)
         (self.baseline,) = forks.trials([BASELINE])
-        known_red = {case for cases in self.baseline.red.values() for case in cases}
         for trial in forks.trials(self.mutants):
-            trial.conclude(known_red)
+            trial.conclude(self.baseline)
             self.trials.append(trial)
             progress(len(self.trials), len(self.mutants), trial)
         return True
@@ -180,8 +186,8 @@ class KillMatrix:
             emit({"status": "not-applicable", "detail": str(error)})
             return
         with undo:
-            for item, following in zip(chosen, [*chosen[1:], None], strict=True):
-                config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            for place, item in enumerate(chosen, 1):
+                config.hook.pytest_runtest_protocol(item=item, nextitem=chosen[place] if chosen[place:] else None)
 
     def tests_of(self, mutant: Mutant) -> list[pytest.Item]:
         return list(dict.fromkeys(item for name in mutant.claims for item in self.items[name]))
@@ -189,6 +195,14 @@ class KillMatrix:
     def pytest_runtest_logreport(self, report: Any) -> None:
         for record in getattr(report, "conformance", ()):
             self.emit({key: record[key] for key in ("claim", "id", "outcome")})
+
+
+def stands_alone(item: Any) -> bool:
+    """Whether the case is eager, or of a test that eager cannot express: other vias would only repeat."""
+    mark = item.get_closest_marker("axes")
+    return (
+        item.callspec.params["case"].via == "eager" or "eager" not in Axes.declared(**mark.kwargs if mark else {}).via
+    )
 
 
 def progress(done: int, total: int, trial: Trial) -> None:
@@ -223,6 +237,7 @@ def execute(options: argparse.Namespace) -> int:
         writable(options.json)
     matrix = KillMatrix(options, chosen)
     arguments = [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}", "-p", "no:randomly"]
+    arguments += [f"--via={name}" for name in ("eager", "aot", "export")]
     if not options.all and options.pattern:
         for name in sorted({claim for mutant in chosen for claim in mutant.claims}):
             arguments += ["--claim", name]
@@ -233,7 +248,7 @@ def execute(options: argparse.Namespace) -> int:
         raise UsageError(f"the suite crashes without any mutant: {matrix.baseline.detail}")
     for case in sorted({case for cases in matrix.baseline.red.values() for case in cases}):
         print(f"red without any mutant  {case}: it counts for no kill")
-    return conclude(matrix.trials, options)
+    return conclude(matrix.trials, options, set(matrix.baseline.judged))
 
 
 def writable(path: Path) -> None:
@@ -243,12 +258,13 @@ def writable(path: Path) -> None:
         raise UsageError(f"--json {path}: cannot be written: {error.strerror}") from None
 
 
-def conclude(trials: list[Trial], options: argparse.Namespace) -> int:
+def conclude(trials: list[Trial], options: argparse.Namespace, testable: set[str]) -> int:
     """Print the matrix in short, name what is wrong, write the JSON, and return the exit status."""
     from torch_conformance import claims
 
     listed = claims.by_id(claims.load([ROOT / "specs"]))
-    in_force = [name for name, claim in listed.items() if not claim.retired]
+    in_force = [name for name, claim in listed.items() if not claim.retired and name in testable]
+    elsewhere = [name for name, claim in listed.items() if not claim.retired and name not in testable]
     killers: dict[str, list[str]] = defaultdict(list)
     for trial in trials:
         for name in trial.claims:
@@ -257,9 +273,11 @@ def conclude(trials: list[Trial], options: argparse.Namespace) -> int:
     whole = not options.pattern
     bare = [name for name in in_force if not killers[name]] if whole else []
     unknown = sorted({name for trial in trials for name in trial.claims if name not in listed})
-    failed = [trial for trial in trials if trial.status != "killed"]
+    failed = [trial for trial in trials if trial.status not in ("killed", "elsewhere")]
     for line in summary(trials, killers, in_force if whole else list(killers)):
         print(line)
+    if whole and elsewhere:
+        print(f"not testable on this torch and device ({len(elsewhere)}): {', '.join(elsewhere)}")
     for trial in failed:
         print(f"{trial.status}  {trial.mutant}: {trial.detail or 'no test turned red'}")
     for name in bare:
@@ -272,6 +290,7 @@ def conclude(trials: list[Trial], options: argparse.Namespace) -> int:
             "mutants": [asdict(trial) for trial in trials],
             "survivors": [trial.mutant for trial in failed],
             "without_killer": bare,
+            "not_testable_here": elsewhere if whole else [],
         }
         options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
     return int(bool(failed or bare or unknown))

@@ -269,7 +269,7 @@ class Conformance:
                 "claim": name,
                 **facts,
                 "outcome": outcome.name if name in self.covered else "unsupported",
-                "headroom": made.headroom if made and outcome.name == "holds" else None,
+                "headroom": made.headroom if made and outcome.name in ("holds", "violated") else None,
                 **shared,
             }
             for name in claims_of(item)
@@ -355,7 +355,10 @@ class Conformance:
         for record in getattr(report, "conformance", ()):
             self.tally.add(record)
             if self.writer:
-                self.writer.case(record)
+                try:
+                    self.writer.case(record)
+                except results.Unwritable as error:
+                    pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
     def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
         kind = warning_message.category

@@ -36,7 +36,7 @@ class Tally:
         self.outcomes[record["claim"]].add(outcome)
         if record.get("deviation"):
             self.excused.add(record["deviation"])
-        if record["headroom"]:
+        if outcome == "holds" and record["headroom"]:
             heapq.heappush(self.nearest, (record["headroom"], record["claim"], record["id"]))
             if len(self.nearest) > LEAST:
                 heapq.heappop(self.nearest)
