@@ -170,7 +170,7 @@ def xavier_uniform_ignores_gain(patch):
 @mutant("init.xavier.normal")
 def xavier_normal_takes_fan_in_alone(patch):
     """Divides by twice fan_in, as LeCun's rule."""
-    patch.source(init.xavier_normal_, "fan_in + fan_out", "2.6 * fan_in")
+    patch.source(init.xavier_normal_, "fan_in + fan_out", "fan_in + fan_in")
 
 
 @mutant("init.xavier.default-gain")

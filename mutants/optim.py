@@ -294,7 +294,7 @@ def sparse_adam_without_coalescing(patch):
     patch.source(
         torch.optim._functional.sparse_adam,
         "grad = grad.coalesce()",
-        "grad = torch.sparse_coo_tensor(grad._indices()[:, :3], grad._values()[:3], grad.shape).coalesce()",
+        "grad = grad.new(grad._indices()[:, :3], grad._values()[:3], grad.size()).coalesce()",
     )
 
 

@@ -339,7 +339,7 @@ def test_networks_refuse_wrong_shapes(case, cls, x, state, words):
         layer(case.tensor(*x), as_argument(states_for(case, cls, *state)) if state else None)
 
 
-LENGTHS = [2, 4, 1]
+LENGTHS = [2, 4, 3]
 
 
 @claim("recurrent.packed.each-sequence-alone", "recurrent.packed.order-restored")
@@ -375,8 +375,8 @@ def test_packing_and_padding_are_inverse(case, batch_first):
         x[length:, i] = -7.0
     given = x.transpose(0, 1) if batch_first else x
     packed = pack_padded_sequence(given, LENGTHS, batch_first, enforce_sorted=False)
-    assert packed.batch_sizes.tolist() == [3, 2, 1, 1]
-    assert packed.sorted_indices.tolist() == [1, 0, 2]
+    assert packed.batch_sizes.tolist() == [3, 3, 2, 1]
+    assert packed.sorted_indices.tolist() == [1, 2, 0]
     y, lengths = pad_packed_sequence(packed, batch_first, padding_value=-7.0)
     case.same(y, given)
     assert lengths.tolist() == LENGTHS

@@ -59,9 +59,9 @@ def lacks(text: str, point: Point) -> bool:
 
 
 def raised_by_the_suite(traceback: TracebackType | None) -> bool:
-    """Whether the error arose in the machine or in a reference, and not in torch or at a call of it."""
+    """Whether the error arose in the machine or in a reference, and not in torch, a mutant of it or at a call of it."""
     innermost = ""
     while traceback is not None:
         innermost = traceback.tb_frame.f_code.co_filename
         traceback = traceback.tb_next
-    return innermost.startswith(OURS)
+    return innermost.startswith(OURS) and not innermost.endswith("mutation.py")
