@@ -516,6 +516,7 @@ def test_attention_changes_nothing(case, mode):
 
 # -- layers of the Transformer ---------------------------------------------------------------------------------------
 
+IN_FULL = "float64"  # for stacks of layers, where the bound in float32 would be too wide to see a fault
 EPS, FEEDS = 0.03, 5
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
 
@@ -553,6 +554,7 @@ def test_encoder_layer_follows_its_formula(case, norm_first, activation):
 
 
 @claim("attention.encoder-layer.formula")
+@axes(dtype=IN_FULL)
 def test_encoder_layer_without_bias(case):
     if RELEASE < (2, 1):
         raise case.unsupported("bias=False came with torch 2.1")
@@ -562,6 +564,7 @@ def test_encoder_layer_without_bias(case):
 
 
 @claim("attention.encoder-layer.formula")
+@axes(dtype=IN_FULL)
 def test_encoder_layer_takes_any_activation(case):
     layer, x = encoder_layer(case, activation=lambda x: -x), case.tensor(2, 5, WIDTH)
     within(case, layer(x), reference.encoder_layer(*rounded(x), parameters(layer), HEADS, EPS, activation=lambda x: -x))
@@ -611,6 +614,7 @@ def drop_all(layer, name):
 @claim("attention.encoder-layer.dropout-places")
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("place", GONE)
+@axes(dtype=IN_FULL)
 def test_places_of_dropout_in_the_encoder_layer(case, place, norm_first):
     layer, x = encoder_layer(case, norm_first=norm_first), case.tensor(2, 5, WIDTH)
     name, lost = GONE[place]
@@ -634,6 +638,7 @@ def test_dropout_has_the_probability_given(case, cls):
 
 @claim("attention.encoder-layer.eval-drops-nothing")
 @pytest.mark.parametrize("no_grad", [False, True])
+@axes(dtype=IN_FULL)
 def test_eval_drops_nothing(case, no_grad):
     layer, x = encoder_layer(case, dropout=0.6).eval(), case.tensor(2, 5, WIDTH)
     with torch.set_grad_enabled(not no_grad), case.unchanged(layer, x=x):
@@ -797,6 +802,7 @@ def test_padded_places_are_zero_without_a_final_norm(case):
 
 @claim("attention.encoder.is-causal")
 @pytest.mark.parametrize("hint", [None, True, False])
+@axes(dtype=IN_FULL)
 def test_a_causal_mask_is_recognised(case, hint):
     model, x = stack(case, nn.TransformerEncoder, encoder_layer(case)), case.tensor(2, 5, WIDTH)
     mask = nn.Transformer.generate_square_subsequent_mask(5).to(x)
@@ -862,6 +868,7 @@ GONE_IN_DECODER = {
 @claim("attention.decoder-layer.dropout-places")
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("place", GONE_IN_DECODER)
+@axes(dtype=IN_FULL)
 def test_places_of_dropout_in_the_decoder_layer(case, place, norm_first):
     layer = decoder_layer(case, norm_first=norm_first)
     x, memory = case.tensor(2, 5, WIDTH), case.tensor(2, 7, WIDTH)
@@ -928,6 +935,7 @@ def test_the_causal_mask_is_square(case, size):
 
 @claim("attention.transformer.batch-first-default")
 @pytest.mark.parametrize("batch_first", [False, True])
+@axes(dtype=IN_FULL)
 def test_sequence_comes_first_by_default(case, batch_first):
     options = {"batch_first": True} if batch_first else {}
     model = case.module(nn.Transformer, WIDTH, HEADS, 1, 1, FEEDS, 0.0, layer_norm_eps=EPS, **options)
