@@ -190,3 +190,26 @@ def batch_norm_casts_its_buffers(patch):
         return original(layer, x)
 
     patch.wrap(nn.BatchNorm1d, "forward", forward)
+
+
+@mutant("amp.autocast.losses-in-float32")
+def losses_stay_low(patch):
+    """Leaves losses out of the list of what is computed in float32."""
+
+    def low(original, *args, **kwargs):
+        with torch.autocast("cpu", enabled=False):
+            return original(*args, **kwargs)
+
+    for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
+        if hasattr(torch._C._nn, name):
+            patch.wrap(torch._C._nn, name, low)
+
+
+@mutant("amp.autocast.widest-type")
+def cat_takes_the_narrowest_type(patch):
+    """Joins tensors in the type of the region, though one of them is wider."""
+
+    def narrow(original, tensors, *args, **kwargs):
+        return original([t.bfloat16() if torch.is_autocast_cpu_enabled() else t for t in tensors], *args, **kwargs)
+
+    patch.wrap(torch, "cat", narrow)

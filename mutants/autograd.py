@@ -3,9 +3,11 @@
 import contextlib
 import gc
 import sys
+import traceback
 import warnings
 
 import torch
+import torch.fx.traceback
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad, functional, graph
@@ -1232,3 +1234,17 @@ def edges_belong_to_the_next_node(patch):
         return found._replace(node=found.node.next_functions[0][0]) if tensor.grad_fn is not None else found
 
     patch.wrap(graph, "get_gradient_edge", edge)
+
+
+@mutant("autograd.loss.broadcast-warns")
+def broadcasts_in_silence(patch):
+    """Says nothing when the target's shape is another than the input's."""
+    for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss):
+        patch.source(loss, "warnings.warn(", "(lambda *_, **__: None)(")
+
+
+@mutant("autograd.anomaly.shows-the-forward")
+def anomaly_mode_keeps_no_stack(patch):
+    """Checks for NaN, and forgets where the forward call was."""
+    for module in (traceback, torch.fx.traceback):
+        patch.set(module, "format_stack", lambda *_, **__: ["(not kept)"])

@@ -1142,3 +1142,16 @@ def lbfgs_closure_without_gradients(patch):
 def lbfgs_takes_groups(patch):
     """Takes several groups and optimises the first."""
     patch.source(lbfgs.LBFGS.__init__, "if len(self.param_groups) != 1:", "if False:")
+
+
+@mutant("optim.groups.adagrad-added-later")
+def adagrad_forgets_the_state_of_later_groups(patch):
+    """Makes state at construction alone, as torch did up to 2.11."""
+
+    def init(original, optimizer, group, *args):
+        for parameter in group["params"]:
+            if parameter.grad is not None and not optimizer.state[parameter]:
+                raise KeyError("sum")
+        return original(optimizer, group, *args)
+
+    patch.wrap(torch.optim.Adagrad, "_init_group", init)

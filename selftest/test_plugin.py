@@ -58,7 +58,7 @@ def test_the_rerun_command_works_when_pasted(house, pytester):
         "(case)", "(case, p)"
     )
     result = house(tests, "--seed", "5", "-k", "0.25")
-    (line,) = [line for line in result.stdout.lines if line.startswith("rerun")]
+    line = next(line for line in result.stdout.lines if line.startswith("rerun"))
     words, here = shlex.split(line.partition("rerun")[2]), {**os.environ, "PYTHONPATH": str(ROOT)}
     again = subprocess.run(words, cwd=pytester.path, env=here, capture_output=True, text=True, check=False)
     assert again.returncode == 1

@@ -114,6 +114,7 @@ def test_losses_are_computed_in_float32(case, name):
     x, y = case.tensor(3, 5).to(LOW), case.tensor_of(case.rng.uniform(size=(3, 5))).to(LOW)
     with autocast(case):
         loss = LOSSES[name](x, y)
+    assert loss.dtype == torch.float32
     case.close(loss, array(LOSSES[name](x.double(), y.double())), k=64)  # 15 terms, each within four roundings
 
 
