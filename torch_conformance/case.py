@@ -109,8 +109,7 @@ class Case:
         devices.synchronise(self.device)
         found = checks.closeness(actual, expected, k=k, scale=scale)
         self.record(found.headroom)
-        if not found.headroom <= 1:
-            raise checks.Violation(f"not within {k:g} eps of the law, {found}")
+        found.require(k)
 
     def same(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
         """Both are alike in dtype, shape and every bit."""

@@ -54,6 +54,11 @@ class Closeness:
     bound: float
     dtype: torch.dtype = field(repr=False)
 
+    def require(self, k: float) -> None:
+        """Raises `Violation` beyond the bound."""
+        if not self.headroom <= 1:
+            raise Violation(f"not within {k:g} eps of the law, {self}")
+
     def __str__(self) -> str:
         unit = eps(self.dtype) * abs(self.expected)
         relative = f"{self.error / unit:.3g} eps of the value, " if unit and math.isfinite(self.error) else ""
@@ -100,8 +105,7 @@ def closeness(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = Non
 def close(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = None) -> float:
     """Return the headroom used (0 exact, 1 at the bound). Raises `Violation` beyond the bound."""
     found = closeness(actual, expected, k=k, scale=scale)
-    if not found.headroom <= 1:
-        raise Violation(f"not within {k:g} eps of the law, {found}")
+    found.require(k)
     return found.headroom
 
 

@@ -102,7 +102,6 @@ class Conformance:
     """The hooks of one session."""
 
     CASE = pytest.StashKey[Any]()
-    START = pytest.StashKey[float]()
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         import torch
@@ -280,10 +279,8 @@ class Conformance:
         if outcome.name == "deviates":
             report.wasxfail = excuse
         if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
-            trace = (
-                f"\n{report.longrepr}" if outcome.name == "broken" or self.config.getoption("verbose", 0) > 1 else ""
-            )
-            report.longrepr = self.explain(item, call, outcome) + trace
+            trace = type(item).repr_failure(item, call.excinfo) if outcome.name == "broken" else report.longrepr
+            report.longrepr = f"{self.explain(item, call, outcome)}\n{trace}".rstrip()
 
     def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
         """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
@@ -389,7 +386,6 @@ class Conformance:
 
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran."""
-
         ran = {"device": [p.name for p in self.settings.profiles], "via": self.settings.vias}
         return [
             entry.source

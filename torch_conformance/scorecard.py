@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,9 +42,9 @@ class Tally:
             if len(self.nearest) > LEAST:
                 heapq.heappop(self.nearest)
 
-    @property
+    @cached_property
     def drift(self) -> list[tuple[str, str]]:
-        """Claims that ran, and the citations whose sentence the installed documentation no longer has."""
+        """Once the run has ended: claims that ran, and citations whose sentence the installed documentation no longer has."""
         return [
             (name, f"{cited}#{'|'.join(sorted(prints))}")
             for name in sorted(self.outcomes)
