@@ -44,7 +44,7 @@ class Tally:
 
     @cached_property
     def drift(self) -> list[tuple[str, str]]:
-        """Once the run has ended: claims that ran, and citations whose sentence the installed documentation no longer has."""
+        """Once the run has ended: claims that ran, and citations whose sentence the documentation no longer has."""
         return [
             (name, f"{cited}#{'|'.join(sorted(prints))}")
             for name in sorted(self.outcomes)
