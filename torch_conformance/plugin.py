@@ -6,12 +6,14 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
+import gc
 import linecache
 import re
 import shlex
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,14 @@ from torch_conformance.axes import LAYOUTS, VIAS, Axes, Point, executes_a_subjec
 from torch_conformance.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch_conformance.case import Case
     from torch_conformance.outcomes import Outcome
     from torch_conformance.settings import Settings
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 LETTERS = {"violated": "V", "deviates": "d", "unsupported": "u", "broken": "B"}
 CLAIMS = pytest.StashKey[list[str]]()
+ENDS_THE_RUN = (pytest.exit.Exception, KeyboardInterrupt)
 REPEATABLE = ("device", "backend", "dtype", "via", "deviations", "replace")
 
 
@@ -110,6 +114,7 @@ class Conformance:
 
         self.config = config
         self.settings = settings
+        self.torch: str = torch.__version__
         self.claims = settings.claims
         self.covered = {name for name, claim in self.claims.items() if claim.covers(torch.__version__)}
         self.deviations = [entry for entry in settings.deviations if entry.speaks_of(torch.__version__)]
@@ -159,6 +164,7 @@ class Conformance:
         if unwanted:
             self.config.hook.pytest_deselected(items=list(unwanted))
             items[:] = [item for item in items if item not in unwanted]
+        gc.freeze()  # the tests live to the end, so that looking through them again and again finds nothing
 
     def require_known_claims(self, item: pytest.Item) -> None:
         place = item.nodeid.partition("[")[0]
@@ -188,43 +194,66 @@ class Conformance:
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        if reason := self.lacking(item):
-            from torch_conformance.case import Unsupported
-
-            raise Unsupported(reason)
-
-    def lacking(self, item: Any) -> str | None:
-        """Why this case cannot run here, known before it is tried: the version, or the device's profile."""
-        import torch
-
-        names = claims_of(item)
-        if not names:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: Any, nextitem: pytest.Item | None) -> bool | None:
+        """A case without fixtures is called straight away: pytest's three phases would cost twice what the case does."""
+        if not claims_of(item) or not is_plain(item):
             return None
-        if self.covered.isdisjoint(names):
-            ranges = " and ".join(sorted({str(self.claims[name].torch) for name in names}))
-            return f"torch {torch.__version__} is outside the claim's range {ranges}"
-        point: Point = item.callspec.params["case"]
-        return self.profiles[point.device].lacking(point)
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        call = pytest.CallInfo.from_call(lambda: self.run_plain(item), when="call", reraise=ENDS_THE_RUN)
+        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        item.ihook.pytest_runtest_logreport(report=report)
+        if report.failed:
+            item.ihook.pytest_exception_interact(node=item, call=call, report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if nextitem is None or nextitem.parent is not item.parent:
+            item.ihook.pytest_runtest_teardown(item=item, nextitem=nextitem)  # of the module's fixtures
+        return True
+
+    def run_plain(self, item: Any) -> None:
+        self.require_support(item)
+        with self.case_of(item) as made:
+            item.obj(**{**item.callspec.params, "case": made})
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if claims_of(item):
+            self.require_support(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:
         if not claims_of(item):
             return (yield)
+        with self.case_of(item) as item.funcargs["case"]:
+            return (yield)
+
+    def require_support(self, item: Any) -> None:
+        """Raises `Unsupported` where the version, or the device's profile, excludes the case before it is tried."""
+        from torch_conformance.case import Unsupported
+
+        names = claims_of(item)
+        if self.covered.isdisjoint(names):
+            ranges = " and ".join(sorted({str(self.claims[name].torch) for name in names}))
+            raise Unsupported(f"torch {self.torch} is outside the claim's range {ranges}")
+        point: Point = item.callspec.params["case"]
+        if reason := self.profiles[point.device].lacking(point):
+            raise Unsupported(reason)
+
+    @contextmanager
+    def case_of(self, item: Any) -> Iterator[Case]:
+        """The item's case; the switches of torch that the test moves are put back, and a test that moves one fails."""
         from torch_conformance import switches
         from torch_conformance.case import Case
 
         made = Case(item.callspec.params["case"], seed_name(item), self.settings.seed, self.settings.replacements)
-        item.funcargs["case"] = item.stash[self.CASE] = made  # a fixture would cost as much as the test
+        item.stash[self.CASE] = made
         before = switches.read()
         try:
-            result = yield
+            yield made
         except BaseException:
             switches.restore(before)
             raise
         if moved := switches.restore(before):
             raise switches.Leak(f"the test left {', '.join(moved)} other than it found it")
-        return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
@@ -421,6 +450,12 @@ def claims_of(item: pytest.Item) -> list[str]:
     if CLAIMS not in item.stash:
         item.stash[CLAIMS] = [name for mark in item.iter_markers("claim") for name in mark.args]
     return item.stash[CLAIMS]
+
+
+def is_plain(item: Any) -> bool:
+    """Whether the test takes nothing but its parameters."""
+    direct = not any(mark.kwargs.get("indirect") for mark in item.iter_markers("parametrize"))
+    return direct and item.callspec.params.keys() >= set(item.fixturenames)
 
 
 def is_empty(item: Any) -> bool:
