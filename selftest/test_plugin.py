@@ -66,25 +66,27 @@ def test_the_rerun_command_works_when_pasted(house, pytester):
     assert "--seed 5" in line
 
 
-@pytest.mark.parametrize(
-    ("body", "outcome"),
-    [
-        ("raise RuntimeError('kernel refused')", "violated"),
-        ("assert 1 == 2", "violated"),
-        ("with pytest.warns(UserWarning): pass", "violated"),
-        ("raise case.unsupported('has no such thing')", "unsupported"),
-        ("undefined_name", "broken"),
-        ("raise MemoryError", "broken"),
-        ("case.binomial(1, 2, 0.5)", "broken"),
-        ("torch.set_grad_enabled(False)", "broken"),
-        ("torch.set_default_dtype(torch.float64)", "broken"),
-    ],
-)
-def test_each_end_has_its_outcome(house, pytester, body, outcome):
-    result = house(HOLDS.replace("case.close(case.tensor_of([1.0]), [1.0], k=1)", body), "--results", "out.jsonl")
-    (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
-    assert case["outcome"] == outcome
-    assert result.ret == (0 if outcome == "unsupported" else 1)
+ENDS = {
+    "case.close(case.tensor_of([1.0]), [1.0], k=1)": "holds",
+    "raise RuntimeError('kernel refused')": "violated",
+    "assert 1 == 2": "violated",
+    "with pytest.warns(UserWarning): pass": "violated",
+    "raise case.unsupported('has no such thing')": "unsupported",
+    "undefined_name": "broken",
+    "raise MemoryError": "broken",
+    "case.binomial(1, 2, 0.5)": "broken",
+    "torch.set_grad_enabled(False)": "broken",
+    "torch.set_default_dtype(torch.float64)": "broken",
+}
+
+
+@pytest.mark.parametrize("fixtures", ["case", "case, request"], ids=["called-straight-away", "by-pytest's-phases"])
+def test_each_end_has_its_outcome(house, pytester, fixtures):
+    tests = (f"@claim('house.topic.holds')\ndef test_{i}({fixtures}):\n    {body}\n" for i, body in enumerate(ENDS))
+    result = house("\n".join(tests), "--results", "out.jsonl")
+    cases = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert [case["outcome"] for case in cases] == list(ENDS.values())
+    assert result.ret == 1
 
 
 def test_a_claim_about_other_versions_is_unsupported(house, pytester):

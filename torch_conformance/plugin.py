@@ -196,8 +196,11 @@ class Conformance:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: pytest.Item | None) -> bool | None:
-        """A case without fixtures is called straight away: pytest's three phases would cost twice what the case does."""
-        if not claims_of(item) or not is_plain(item):
+        """A case without fixtures is called straight away: pytest's three phases would cost twice what the case does.
+
+        The last of a module goes the long way, for pytest then ends the fixtures of the module.
+        """
+        if nextitem is None or nextitem.parent is not item.parent or not claims_of(item) or not is_plain(item):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         call = pytest.CallInfo.from_call(lambda: self.run_plain(item), when="call", reraise=ENDS_THE_RUN)
@@ -206,8 +209,6 @@ class Conformance:
         if report.failed:
             item.ihook.pytest_exception_interact(node=item, call=call, report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        if nextitem is None or nextitem.parent is not item.parent:
-            item.ihook.pytest_runtest_teardown(item=item, nextitem=nextitem)  # of the module's fixtures
         return True
 
     def run_plain(self, item: Any) -> None:
