@@ -89,6 +89,26 @@ def test_each_end_has_its_outcome(house, pytester, fixtures):
     assert result.ret == 1
 
 
+EXPLORED = """
+    @claim("house.topic.holds")
+    @axes(dtype=("float32", "float64"))
+    @pytest.mark.parametrize("size", [1, 3, 64])
+    def test_holds(case, size):
+        assert not 37 <= size < 64, "wrong between the listed sizes"
+"""
+
+
+def test_exploring_finds_and_shrinks_what_lies_between_the_cases(house, pytester):
+    pytest.importorskip("hypothesis")
+    result = house(EXPLORED, "--explore", "200")
+    result.assert_outcomes(failed=1, deselected=5)
+    line = next(line for line in result.stdout.lines if line.startswith("rerun"))
+    words, here = shlex.split(line.partition("rerun")[2]), {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert '{"size": 37}' in words
+    again = subprocess.run(words, cwd=pytester.path, env=here, capture_output=True, text=True, check=False)
+    assert "wrong between the listed sizes" in again.stdout
+
+
 def test_a_claim_about_other_versions_is_unsupported(house, pytester):
     house(VIOLATED, "--results", "out.jsonl", more='torch = "<1.0"')
     (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
@@ -122,6 +142,9 @@ def test_collection_refuses(house, tests, words):
         (["--claim", "absent.*"], "no claim matches 'absent.?'; *lists them"),
         (["--backend", "absent_module"], "--backend absent_module: cannot be imported: ModuleNotFoundError*"),
         (["--mutant", "absent"], "no mutant named 'absent'*"),
+        (["--explore", "0"], "--explore 0: at least 1 *"),
+        (["--given", "[1]"], "--given [[]1]: is no JSON object*"),
+        (["--given", '{"size": 3}'], "--given: no test that is left takes size"),
         (["--results", "absent/out.jsonl"], "*absent/out.jsonl*"),
         (["--deviations", "absent.toml"], "absent.toml: not readable*"),
     ],

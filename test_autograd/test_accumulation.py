@@ -139,7 +139,7 @@ def test_the_optimizer_divides_by_nothing(case):
 
 @claim("autograd.accumulate.micro-batches")
 @axes(**EAGER)
-@pytest.mark.parametrize("parts", [2, 3, N])
+@pytest.mark.parametrize("parts", [2, N])
 def test_micro_batches_need_their_loss_divided_by_their_number(case, parts):
     w, x, t = line(case)
     for part_x, part_t in zip(x.chunk(parts), t.chunk(parts), strict=True):

@@ -7,13 +7,14 @@ Torch is imported only once the options have been read, so that a torch that can
 from __future__ import annotations
 
 import gc
+import json
 import linecache
 import re
 import shlex
 import sys
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from torch_conformance.errors import UsageError
 
 if TYPE_CHECKING:
     from torch_conformance.case import Case
+    from torch_conformance.deviations import Deviation
+    from torch_conformance.explorer import Place
     from torch_conformance.outcomes import Outcome
     from torch_conformance.settings import Settings
 
@@ -52,6 +55,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", metavar="FILE", type=Path, help="write the result file (JSON Lines)")
     group.addoption("--seed", metavar="N", type=int, default=0, help="default 0")
     group.addoption("--threads", metavar="N", type=int, default=1, help="threads of torch on the CPU, default 1")
+    group.addoption("--explore", metavar="N", type=int, help="look at N places between the cases of every numeric law")
+    group.addoption("--given", metavar="JSON", help='parameters in place of those of the cases, as in {"size": 37}')
     group.addoption("--mutant", metavar="ID", help="run against that wrong torch")
     parser.addini("conformance_specs", "folders with claim files of your own", type="paths", default=[])
 
@@ -106,6 +111,8 @@ class Conformance:
     """The hooks of one session."""
 
     CASE = pytest.StashKey[Any]()
+    CASES = pytest.StashKey[list[Any]]()  # of the test that the item stands for while exploring
+    FOUND = pytest.StashKey[Any]()  # the place at which exploring saw it fail
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         import torch
@@ -126,6 +133,7 @@ class Conformance:
             self.writer.header(settings.header())
         self.tally = Tally(settings)
         self.started = time.perf_counter()
+        self.given = given(config.option.given)
         self.refused: list[str] = []
         self.unmatched: list[str] = []
 
@@ -161,10 +169,29 @@ class Conformance:
         unwanted = {item for item in tests if is_empty(item) or not self.settings.selected & set(claims_of(item))}
         if self.config.option.claim:
             unwanted |= set(items) - set(tests)
+        self.require_parameters([item for item in tests if item not in unwanted])
+        if self.config.option.explore:
+            self.lay_out_for_exploring(items, unwanted)
         if unwanted:
             self.config.hook.pytest_deselected(items=list(unwanted))
             items[:] = [item for item in items if item not in unwanted]
         gc.freeze()  # the tests live to the end, so that looking through them again and again finds nothing
+
+    def require_parameters(self, items: list[Any]) -> None:
+        if strange := sorted(set(self.given).difference(*(item.callspec.params for item in items))):
+            raise pytest.UsageError(f"--given: no test that is left takes {', '.join(strange)}")
+
+    def lay_out_for_exploring(self, items: list[pytest.Item], unwanted: set[pytest.Item]) -> None:
+        """One case stands for all of a test but those of listed deviations; without dtypes there is no numeric law."""
+        cases: dict[Any, list[pytest.Item]] = {}
+        for item in items:
+            mark = item.get_closest_marker("axes")
+            known = self.deviation_of(claims_of(item), facts_of(item)) if item not in unwanted else None
+            if item not in unwanted and mark and "dtype" in mark.kwargs and is_plain(item) and not known:
+                cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        for first, *others in cases.values():
+            first.stash[self.CASES] = [first, *others]
+        unwanted.update(set(items) - {first for first, *_ in cases.values()})
 
     def require_known_claims(self, item: pytest.Item) -> None:
         place = item.nodeid.partition("[")[0]
@@ -189,8 +216,8 @@ class Conformance:
     def is_whole(self) -> bool:
         source = self.config.args_source.name
         chosen = self.config.option
-        partial = chosen.keyword or chosen.markexpr or chosen.ignore or chosen.deselect or chosen.ignore_glob
-        return source == "TESTPATHS" and not partial
+        narrowing = ("explore", "keyword", "markexpr", "ignore", "ignore_glob", "deselect")
+        return source == "TESTPATHS" and not any(getattr(chosen, name) for name in narrowing)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +227,8 @@ class Conformance:
 
         The last of a module goes the long way, for pytest then ends the fixtures of the module.
         """
-        if nextitem is None or nextitem.parent is not item.parent or not claims_of(item) or not is_plain(item):
+        last = nextitem is None or nextitem.parent is not item.parent
+        if self.CASES not in item.stash and (last or not claims_of(item) or not is_plain(item)):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         call = pytest.CallInfo.from_call(lambda: self.run_plain(item), when="call", reraise=ENDS_THE_RUN)
@@ -213,8 +241,30 @@ class Conformance:
 
     def run_plain(self, item: Any) -> None:
         self.require_support(item)
-        with self.case_of(item) as made:
-            item.obj(**{**item.callspec.params, "case": made})
+        if self.CASES in item.stash:
+            self.explore(item)
+        else:
+            self.call(item, self.settings.seed, self.given)
+
+    def call(self, item: Any, seed: int, given: Mapping[str, Any]) -> None:
+        with self.case_of(item, seed) as made:
+            item.obj(**{**item.callspec.params, **given, "case": made})
+
+    def explore(self, item: Any) -> None:
+        """Look for a place at which the test fails, and fail there as a case would."""
+        from torch_conformance import explorer
+        from torch_conformance.case import Unsupported
+
+        def attempt(place: explorer.Place) -> None:
+            with suppress(Unsupported):
+                self.require_support(place.item)
+                self.call(place.item, place.seed, place.given)
+
+        cases, examples = item.stash[self.CASES], self.config.option.explore
+        if found := explorer.explore(cases, attempt, examples=examples, seed=self.settings.seed):
+            item.stash[self.FOUND] = found
+            self.call(found.item, found.seed, found.given)
+            raise AssertionError(f"failed once and not again: {shlex.join(found.arguments())}")
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if claims_of(item):
@@ -224,7 +274,8 @@ class Conformance:
     def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:
         if not claims_of(item):
             return (yield)
-        with self.case_of(item) as item.funcargs["case"]:
+        with self.case_of(item, self.settings.seed) as item.funcargs["case"]:
+            item.funcargs.update(self.given)
             return (yield)
 
     def require_support(self, item: Any) -> None:
@@ -240,12 +291,12 @@ class Conformance:
             raise Unsupported(reason)
 
     @contextmanager
-    def case_of(self, item: Any) -> Iterator[Case]:
+    def case_of(self, item: Any, seed: int) -> Iterator[Case]:
         """The item's case; the switches of torch that the test moves are put back, and a test that moves one fails."""
         from torch_conformance import switches
         from torch_conformance.case import Case
 
-        made = Case(item.callspec.params["case"], seed_name(item), self.settings.seed, self.settings.replacements)
+        made = Case(item.callspec.params["case"], seed_name(item), seed, self.settings.replacements)
         item.stash[self.CASE] = made
         before = switches.read()
         try:
@@ -270,20 +321,14 @@ class Conformance:
         """Turn pytest's report into the verdict on the case, and attach the lines of the result file."""
         from torch_conformance import outcomes
 
-        point: Point = item.callspec.params["case"]
+        found = item.stash.get(self.FOUND, None)
+        item = found.item if found else item
         made = item.stash.get(self.CASE, None)
         if self.settings.replacements and not (made and made.replaced):
             report.outcome, report.unconcerned, report.longrepr = "passed", True, None
             return
-        outcome = outcomes.judge(call.excinfo.value if call.excinfo else None, point)
-        facts = {
-            "test": item.nodeid.partition("[")[0],
-            "device": point.device,
-            "dtype": point.dtype,
-            "layout": point.layout,
-            "via": point.via,
-            "params": parameters(item),
-        }
+        outcome = outcomes.judge(call.excinfo.value if call.excinfo else None, item.callspec.params["case"])
+        facts = facts_of(item)
         outcome, excuse = self.excuse(outcome, claims_of(item), facts)
         shared = {
             "message": outcome.message,
@@ -310,34 +355,34 @@ class Conformance:
             report.wasxfail = excuse
         if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
             trace = type(item).repr_failure(item, call.excinfo) if outcome.name == "broken" else report.longrepr
-            report.longrepr = f"{self.explain(item, call, outcome)}\n{trace}".rstrip()
+            report.longrepr = f"{self.explain(item, call, outcome, found)}\n{trace}".rstrip()
 
     def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
         """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
         import datetime
 
-        import torch
-
         from torch_conformance.outcomes import Outcome
 
         if outcome.name not in ("holds", "violated"):
             return outcome, None
-        for entry in self.deviations:
-            if not entry.matches(names, facts):
-                continue
-            message = outcome.message or ""
-            if entry.expired(torch.__version__, datetime.date.today()):
-                wrong = f"{entry.source} has expired ({entry.expires}); {message}"
-            elif outcome.name == "holds":
-                wrong = f"{entry.source} no longer shows: remove it or narrow it"
-            elif not entry.describes(message):
-                wrong = f"not as {entry.source} describes: {message}"
-            else:
-                return Outcome("deviates", f"{entry.reason} ({message})"), entry.source
-            return Outcome("violated", wrong, outcome.error), entry.source
-        return outcome, None
+        entry = self.deviation_of(names, facts)
+        if entry is None:
+            return outcome, None
+        message = outcome.message or ""
+        if entry.expired(self.torch, datetime.date.today()):
+            wrong = f"{entry.source} has expired ({entry.expires}); {message}"
+        elif outcome.name == "holds":
+            wrong = f"{entry.source} no longer shows: remove it or narrow it"
+        elif not entry.describes(message):
+            wrong = f"not as {entry.source} describes: {message}"
+        else:
+            return Outcome("deviates", f"{entry.reason} ({message})"), entry.source
+        return Outcome("violated", wrong, outcome.error), entry.source
 
-    def explain(self, item: Any, call: pytest.CallInfo[None], outcome: Outcome) -> str:
+    def deviation_of(self, names: list[str], facts: dict[str, str]) -> Deviation | None:
+        return next((entry for entry in self.deviations if entry.matches(names, facts)), None)
+
+    def explain(self, item: Any, call: pytest.CallInfo[None], outcome: Outcome, found: Place | None) -> str:
         """What a red case prints: claim, law, figures, place, and the command that runs just this case again."""
         lines = [f"{outcome.name}  {item.nodeid}"]
         for name in claims_of(item):
@@ -345,14 +390,16 @@ class Conformance:
             lines += [f"claim     {name} ({claim.level})", f"says      {claim.says}"]
             lines += [f"law       {claim.law}"] * bool(claim.law)
         observed = (outcome.message or "").replace("\n", "\n          ")
-        lines += [f"observed  {observed}", f"where     {place(call, item)}", f"rerun     {self.rerun(item.nodeid)}"]
+        lines += [f"observed  {observed}", f"where     {place(call, item)}"]
+        lines += [f"rerun     {self.rerun(item.nodeid, found)}"]
         return "\n".join(lines)
 
-    def rerun(self, nodeid: Any) -> str:
+    def rerun(self, nodeid: Any, found: Place | None) -> str:
         """A command that can be pasted, and runs just this case as it ran here."""
         chosen = self.config.option
         here = str(self.config.cwd_relative_nodeid(nodeid))
-        words: list[str] = [sys.executable, "-m", "pytest", here, "--seed", str(chosen.seed)]
+        words: list[str] = [sys.executable, "-m", "pytest", here]
+        words += found.arguments() if found else ["--seed", str(chosen.seed)]
         for name in REPEATABLE:
             for value in getattr(chosen, name):
                 words += [f"--{name}", str(value)]
@@ -451,6 +498,28 @@ def claims_of(item: pytest.Item) -> list[str]:
     if CLAIMS not in item.stash:
         item.stash[CLAIMS] = [name for mark in item.iter_markers("claim") for name in mark.args]
     return item.stash[CLAIMS]
+
+
+def given(text: str | None) -> dict[str, Any]:
+    """The parameters that ``--given`` states; JSON has no tuples, and parameters are no lists."""
+    try:
+        values = json.loads(text or "{}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    except (ValueError, AttributeError):
+        raise UsageError(f"--given {text}: is no JSON object such as {{\"size\": 37}}") from None
+
+
+def facts_of(item: Any) -> dict[str, str]:
+    """Which case it is, as the result file says and deviations match."""
+    point: Point = item.callspec.params["case"]
+    return {
+        "test": item.nodeid.partition("[")[0],
+        "device": point.device,
+        "dtype": point.dtype,
+        "layout": point.layout,
+        "via": point.via,
+        "params": parameters(item),
+    }
 
 
 def is_plain(item: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 import sys
 from dataclasses import dataclass, field
@@ -69,6 +70,10 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
     """
     known(options.dtype, DTYPES, "--dtype")
     known(options.via, VIAS, "--via")
+    if options.explore is not None:
+        if options.explore < 1:
+            raise UsageError(f"--explore {options.explore}: at least 1 example a test")
+        importlib.import_module("torch_conformance.explorer")  # says what it lacks before anything runs
     chapters = claims.load([ROOT / "specs", *own_specs])
     ids = claims.by_id(chapters)
     stated = [devices.load_backend(module) for module in options.backend]

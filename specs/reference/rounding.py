@@ -126,8 +126,9 @@ def sigmoid(x: Rounded) -> Rounded:
 
 
 def relu(x: Rounded) -> Rounded:
+    """``max(x, 0)``; the error passes on also where ``x`` is negative, for a rounding may carry it over 0."""
     on = x.value > 0
-    return Rounded(np.where(on, x.value, 0), np.where(on, x.error, 0), [(x, lambda g: g * Rounded(on * 1.0))])
+    return Rounded(np.where(on, x.value, 0), x.error, [(x, lambda g: g * Rounded(on * 1.0))])
 
 
 def gelu(x: Rounded) -> Rounded:
