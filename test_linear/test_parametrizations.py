@@ -1,4 +1,4 @@
-"""Weights computed from others: orthogonal matrices, spectral and weight normalisation, parametrizations of one's own."""
+"""Weights computed from others: orthogonal matrices, spectral and weight normalisation, and one's own ones."""
 
 import copy
 import pickle

@@ -346,7 +346,7 @@ def trained(case, name, path, steps=3):
 
 
 @claim("optim.state.resumed-bitwise")
-@axes(dtype=FLOATING)
+@axes(dtype=("float32", "bfloat16"))
 @loops
 @names
 def test_training_resumed_from_a_file_goes_on_bit_by_bit(case, name, path):
@@ -354,7 +354,6 @@ def test_training_resumed_from_a_file_goes_on_bit_by_bit(case, name, path):
 
 
 @claim("optim.state.resumed-bitwise")
-@axes(dtype=PRECISE)
 @pytest.mark.parametrize("name", FUSED_ON_CPU)
 def test_fused_training_resumed_goes_on_bit_by_bit(case, name):
     resumes(case, name, "fused")
