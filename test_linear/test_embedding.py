@@ -102,6 +102,31 @@ def test_from_pretrained_holds_the_very_weights_frozen(case, cls):
     assert cls.from_pretrained(weight, freeze=False).weight.requires_grad
     assert layer.weight.data_ptr() == weight.data_ptr()
     assert (layer.num_embeddings, layer.embedding_dim) == (6, 5)
+    with case.raises(AssertionError, "2-dimensional"):
+        cls.from_pretrained(weight[0])
+    with case.raises(AssertionError, "shape of weight"):
+        cls(5, 6, _weight=weight)
+
+
+@claim("linear.embedding.options")
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+def test_options_are_kept_and_have_their_defaults(case, cls):
+    weight = case.tensor(6, 5)
+    defaults = {"padding_idx": None, "max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False}
+    own = {"padding_idx": 0, "max_norm": 0.9, "norm_type": 3.0, "scale_grad_by_freq": True, "sparse": True}
+    if cls is nn.EmbeddingBag:
+        defaults |= {"mode": "mean", "include_last_offset": False}
+        own |= {"mode": "sum", "include_last_offset": True}
+    for options in ({}, own):
+        for layer in (cls(6, 5, **options), cls.from_pretrained(weight.clone(), **options)):
+            for name, value in (defaults | options).items():
+                assert getattr(layer, name) == value, f"{name} is {getattr(layer, name)}, not {value}"
+    assert not cls(6, 5, padding_idx=0).weight[0].any()
+    assert cls(6, 5).weight.any(1).all()
+    layer = cls(6, 5)
+    layer.weight.data.fill_(7.0)
+    layer.reset_parameters()
+    assert (layer.weight != 7).all()
 
 
 @claim("linear.embedding.index-error")

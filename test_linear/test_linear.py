@@ -245,7 +245,7 @@ def test_a_vector_weight_drops_the_last_dimension(case, leading):
 @claim("linear.bilinear.formula")
 @axes(dtype=PRECISE, layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("leading", LEADING, ids=str)
+@pytest.mark.parametrize("leading", [(), (4,), (2, 1, 3)], ids=str)
 def test_bilinear(case, leading, bias):
     layer = case.module(nn.Bilinear, 5, 3, 7, bias=bias)
     x1, x2 = case.tensor(*leading, 5), case.tensor(*leading, 3)
@@ -302,3 +302,87 @@ def test_lazy_linear_takes_its_width_from_the_first_input(case, bias):
     assert (abs(array(layer.weight)) <= 1 / np.sqrt(7)).all()
     assert (layer.weight != 0).any()
     judge(case, y, x, layer)
+
+
+@claim("linear.lazy.state")
+def test_a_lazy_layer_saves_and_loads_what_it_has(case):
+    made, x = case.module(nn.Linear, 7, 3), case.tensor(4, 7)
+    lazy, other = nn.Sequential(nn.LazyLinear(3)), nn.Sequential(nn.LazyLinear(3))
+    saved = lazy.state_dict()
+    assert list(saved) == ["0.weight", "0.bias"]
+    assert all(nn.parameter.is_lazy(value) for value in saved.values())
+    other.load_state_dict(saved)
+    assert other[0].has_uninitialized_params()
+    with case.raises(RuntimeError, "missing key"):
+        other.load_state_dict({"0.weight": made.weight})
+    for layer in (lazy, nn.Sequential(nn.LazyLinear(3, bias=False))):
+        state = {f"0.{name}": value for name, value in made.state_dict().items() if name in layer[0].state_dict()}
+        layer.load_state_dict(state)
+        assert not layer[0].has_uninitialized_params()
+        assert not any(value.requires_grad for value in layer.state_dict().values())
+        assert all(value.requires_grad for value in layer.state_dict(keep_vars=True).values())
+        case.same(layer(x), F.linear(x, made.weight, made.bias if layer is lazy else None))
+        assert type(layer[0]) is nn.Linear
+        assert not layer[0]._forward_pre_hooks
+        assert not layer[0]._load_state_dict_pre_hooks
+
+
+@claim("linear.lazy.buffers")
+def test_lazy_buffers_are_saved_and_loaded(case):
+    lazy, made = nn.LazyBatchNorm1d(momentum=0.3), case.module(nn.BatchNorm1d, 5)
+    lazy.register_buffer("scratch", torch.zeros(2), persistent=False)
+    assert list(lazy.state_dict()) == list(made.state_dict())
+    lazy.load_state_dict(made.state_dict())
+    for name, value in lazy.state_dict().items():
+        case.same(value, made.state_dict()[name])
+    assert lazy.state_dict(keep_vars=True)["running_mean"] is lazy.running_mean
+
+
+class Unfinished(nn.modules.lazy.LazyModuleMixin, nn.Module):
+    """A lazy layer of one's own, which forgets to make its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.parameter.UninitializedParameter()
+
+    def forward(self, x):
+        return x
+
+
+@claim("linear.lazy.own")
+def test_a_lazy_layer_of_ones_own_must_make_its_parameters(case):
+    layer, x = Unfinished(), case.tensor(2)
+    with case.raises(NotImplementedError, "initialize_parameters is not implemented for Unfinished"):
+        layer(x)
+    layer.initialize_parameters = lambda x: None
+    with case.raises(RuntimeError, "not been fully initialized"):
+        layer(x)
+    layer.initialize_parameters = lambda x: layer.weight.materialize(x.shape)
+    case.same(layer(x), x)
+    assert type(layer) is Unfinished
+    assert not hasattr(layer, "_load_hook")
+    assert not hasattr(layer, "_initialize_hook")
+
+
+@claim("linear.lazy.reset")
+def test_a_lazy_layer_resets_nothing_until_it_is_made(case):
+    layer, x = nn.LazyLinear(61), case.tensor(2, 17)
+    with case.unchanged():
+        layer.reset_parameters()
+    assert layer.has_uninitialized_params()
+    torch.manual_seed(case.seed)
+    layer(input=x)
+    torch.manual_seed(case.seed)
+    plain = nn.Linear(17, 61)
+    for name in ("weight", "bias"):
+        case.same(getattr(layer, name).detach(), getattr(plain, name).detach())
+
+
+@claim("linear.lazy.loaded-width")
+def test_a_loaded_lazy_layer_takes_the_loaded_width_only(case):
+    layer = nn.LazyLinear(3)
+    layer.load_state_dict(case.module(nn.Linear, 7, 3).state_dict())
+    with case.raises((AssertionError, RuntimeError), "in_features|shapes cannot be multiplied"):
+        layer(case.tensor(2, 5))
+    layer(case.tensor(2, 4, 7))
+    assert layer.in_features == 7

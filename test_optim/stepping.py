@@ -86,6 +86,11 @@ def give_gradients(case, parameters):
         p.grad = torch.view_as_complex(part.reshape(*p.shape, 2)) if p.is_complex() else part.reshape(p.shape)
 
 
+@functools.cache
+def options_of(cls):
+    return frozenset(inspect.signature(cls).parameters)
+
+
 def build(case, name, parameters, path="loop", **options):
     """The optimiser of this name, run by this path ("fixed": it has but one).
 
@@ -96,7 +101,7 @@ def build(case, name, parameters, path="loop", **options):
         raise case.unsupported(f"torch {torch.__version__} has no torch.optim.{name}")
     if path == "fused" and case.device.type == "cpu" and not since(FUSED_ON_CPU[name]):
         raise case.unsupported(f"torch {torch.__version__} has no fused {name} on the CPU")
-    known = inspect.signature(cls).parameters
+    known = options_of(cls)
     options |= {key: value for key, value in PATHS.get(path, {}).items() if value or key in known}
     if missing := sorted(set(options) - set(known)):
         raise case.unsupported(f"{name} of torch {torch.__version__} knows no {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def with_gradients(case, shapes=SHAPES):
 
 @claim("clipping.norm.law")
 @axes(dtype=FLOATING)
-@foreach
+@pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("p", NORMS)
 def test_gradients_are_scaled_to_the_norm(case, foreach, p):
     parameters, gradients = with_gradients(case)
@@ -57,7 +58,7 @@ def test_the_norm_of_order_zero_counts_by_tensors(case):
 
 
 @claim("clipping.norm.never-enlarges")
-@axes(dtype=FLOATING)
+@axes(dtype=("float32", "bfloat16"))
 @foreach
 def test_small_gradients_stay_bit_by_bit(case, foreach):
     parameters, gradients = with_gradients(case)
@@ -173,7 +174,7 @@ def test_norm_and_scaling_may_be_had_apart(case, foreach):
 
 
 @claim("clipping.value.law")
-@axes(dtype=FLOATING)
+@axes(dtype=("float64", "bfloat16"))
 @foreach
 def test_every_element_is_clamped(case, foreach):
     parameters, gradients = with_gradients(case)
@@ -217,3 +218,74 @@ def test_the_vector_is_part_of_the_graph(case):
 def test_only_a_tensor_is_taken_apart(case):
     with case.raises(TypeError, "torch.Tensor"):
         vector_to_parameters([1.0, 2.0], parameters_of(case, [(2,)]))
+
+
+# -- what is taken and what is refused ---------------------------------------------------------------------------------
+
+
+@claim("clipping.norm.order-as-text")
+def test_the_order_may_be_given_as_text(case):
+    parameters, gradients = with_gradients(case)
+    case.close(clip_grad_norm_(parameters, 1e9, norm_type="inf"), reference.total_norm(gradients, math.inf), k=0)
+    case.close(clip_grad_norm_(parameters, "1e9"), reference.total_norm(gradients), k=2 * (33 + 4))  # as in the law
+
+
+@claim("clipping.norm.empty-generator")
+def test_an_empty_generator_warns(case):
+    with pytest.warns(UserWarning, match="empty generator"):
+        clip_grad_norm_((p for p in []), 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip_grad_norm_([], 1.0)
+        clip_grad_norm_((p for p in parameters_of(case, [(2,)])), 1.0)
+
+
+@claim("clipping.norm.deprecated-name")
+def test_the_name_without_underscore_is_deprecated(case):
+    parameters, gradients = with_gradients(case)
+    with pytest.warns((FutureWarning, UserWarning), match="deprecated"):
+        found = nn.utils.clip_grad_norm(parameters, 0.5)
+    case.close(found, reference.total_norm(gradients), k=2 * (33 + 4))  # as in the law
+    case.close(nn.utils.get_total_norm([p.grad for p in parameters]), np.array(0.5), k=4 * (33 + 4))
+    parameters[0].grad[0] = math.inf
+    with pytest.warns((FutureWarning, UserWarning)):
+        assert torch.isinf(nn.utils.clip_grad_norm(parameters, 0.5)), "refused a non-finite norm unasked"
+    assert torch.isinf(nn.utils.get_total_norm([torch.tensor([math.inf])]))
+
+
+@claim("clipping.norm.in-two-halves")
+def test_the_halves_take_one_tensor_too(case):
+    (p,) = parameters = parameters_of(case, [(7,)])
+    give_gradients(case, parameters)
+    before = array(p.grad).copy()
+    norm = nn.utils.get_total_norm(p.grad)
+    case.close(norm, np.sqrt((before**2).sum()), k=7)  # seven squares and sums, halved by the root
+    nn.utils.clip_grads_with_norm_(p, "0.5", norm)
+    case.close(p.grad, before * 0.5 / (array(norm) + 1e-6), k=4)  # sum, quotient, product
+    assert nn.utils.clip_grads_with_norm_((q for q in [case.tensor(3)]), 0.5, norm) is None
+    case.same(nn.utils.get_total_norm([]), torch.tensor(0.0))
+
+
+@claim("clipping.foreach.devices")
+def test_foreach_is_refused_where_no_kernel_is(case):
+    p = torch.zeros(3, device="meta", requires_grad=True)
+    p.grad = torch.zeros(3, device="meta")
+    norm = torch.zeros((), device="meta")
+    for clips in (
+        lambda foreach: nn.utils.get_total_norm([p.grad], foreach=foreach),
+        lambda foreach: nn.utils.clip_grads_with_norm_([p], 1.0, norm, foreach=foreach),
+        lambda foreach: clip_grad_value_([p], 1.0, foreach=foreach),
+    ):
+        with case.raises(RuntimeError, "can't use the foreach API on meta"):
+            clips(True)
+        for foreach in (None, False):
+            clips(foreach)
+
+
+@claim("clipping.value.one-tensor")
+def test_values_are_clamped_of_one_tensor_or_of_many(case):
+    (p,) = parameters = parameters_of(case, [(7,)])
+    for given in (p, parameters, iter(parameters)):
+        p.grad = torch.full_like(p, -3.0)
+        clip_grad_value_(given, "0.5")
+        case.same(p.grad, torch.full_like(p, -0.5))

@@ -304,7 +304,7 @@ BEYOND = {
 UNCHECKED = {("ASGD", "alpha"), ("ASGD", "eps")}
 
 
-@claim("optim.errors.ends-of-the-range")
+@claim("optim.errors.options")
 @names
 def test_ranges_end_where_documented(case, name):
     p = case.tensor(3, requires_grad=True)

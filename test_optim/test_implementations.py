@@ -42,12 +42,10 @@ def test_low_precision_steps_by_the_law(case, name, path):
 
 
 @claim("optim.paths.complex")
-@axes(dtype=PRECISE)
 @loops
 @names
 def test_a_complex_parameter_steps_as_two_real_ones(case, name, path):
-    dtype = torch.complex64 if case.dtype == torch.float32 else torch.complex128
-    walk(case, name, law_of(case, name), USUAL[name], path, dtype=dtype)
+    walk(case, name, law_of(case, name), USUAL[name], path, dtype=torch.complex64)
 
 
 @claim("optim.paths.fused-refuses-complex")
@@ -209,7 +207,6 @@ def test_lr_may_be_a_tensor(case, name, path):
 
 
 @claim("optim.options.tensor-lr-one-element")
-@axes(dtype=PRECISE)
 @tensor_lr
 def test_a_tensor_lr_may_have_a_dimension(case, name, path):
     steps_with(case, name, path, torch.tensor([0.25], dtype=case.dtype))
@@ -259,24 +256,6 @@ def test_lr_has_its_documented_default(case, name):
 def test_sgd_once_wanted_a_learning_rate(case):
     with case.raises(ValueError, "required optimization parameter lr"):
         torch.optim.SGD(parameters_of(case))
-
-
-WRONG = {"lr": -0.1, "eps": -0.1, "weight_decay": -0.1, "momentum": -0.1, "alpha": -0.1, "momentum_decay": -0.1,
-         "lr_decay": -0.1, "initial_accumulator_value": -0.1, "rho": 1.1,
-         "betas": (1.0, 0.9), "etas": (1.1, 1.2)}  # fmt: skip
-ACCEPTED = {("ASGD", "alpha"), ("ASGD", "eps")}
-
-
-@claim("optim.errors.options")
-@pytest.mark.parametrize(
-    ("name", "option"), [(n, o) for n in ALL for o in WRONG if (o in USUAL[n] or o == "lr") and (n, o) not in ACCEPTED]
-)
-def test_options_out_of_range_are_refused(case, name, option):
-    parameters = parameters_of(case)
-    wrong = [WRONG[option], (0.9, 1.0)] if option == "betas" else [WRONG[option]]
-    for value in wrong:
-        with case.raises(ValueError, "invalid"):
-            build(case, name, parameters, "fixed", **{option: value})
 
 
 @claim("optim.errors.nesterov")
