@@ -199,7 +199,7 @@ def test_counts_do_not_follow_a_reduced_default_dtype(case, name):
 def test_an_optimizer_is_pickled_with_its_parameters(case, name):
     """Without its hooks; what comes back steps by the law."""
     parameters = parameters_of(case)
-    optimizer = build(case, name, parameters, **USUAL[name])
+    optimizer = build(case, name, parameters, "foreach", **USUAL[name])
     give_gradients(case, parameters)
     optimizer.step()
     twins, twin = pickle.loads(pickle.dumps((parameters, optimizer)))
