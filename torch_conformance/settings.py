@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import json
 import platform
 import sys
 from dataclasses import dataclass, field
@@ -17,9 +19,11 @@ import torch
 import torch_conformance
 from torch_conformance import claims, deviations, devices, replacements
 from torch_conformance.axes import DTYPES, VIAS
+from torch_conformance.deviations import Deviation
 from torch_conformance.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
+REPEATABLE = ("device", "backend", "dtype", "via", "deviations", "replace")
 PRECISION_SWITCHES = (
     (torch.backends.cuda.matmul, "allow_tf32"),
     (torch.backends.cudnn, "allow_tf32"),
@@ -38,13 +42,26 @@ class Settings:
     dtypes: tuple[str, ...]
     vias: tuple[str, ...]
     seed: int
-    deviations: tuple[deviations.Deviation, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
     replacements: tuple[replacements.Replacement, ...] = ()
     flags: dict[str, Any] = field(default_factory=dict)
+    examples: int = 0
+    """With ``--explore``: how many places a test."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """With ``--given``: parameters in place of those of the cases."""
 
-    @property
+    @functools.cached_property
     def claims(self) -> dict[str, claims.Claim]:
         return claims.by_id(self.chapters)
+
+    @functools.cached_property
+    def covered(self) -> set[str]:
+        """The claims that speak of the installed torch."""
+        return {name for name, claim in self.claims.items() if claim.covers(torch.__version__)}
+
+    def deviation_of(self, names: list[str], facts: dict[str, str]) -> Deviation | None:
+        """The listed deviation that speaks of this case, if any."""
+        return next((entry for entry in self.deviations if entry.matches(names, facts)), None)
 
     def header(self) -> dict[str, Any]:
         """The provenance of the run, as the first line of a result file holds it."""
@@ -88,8 +105,12 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
         dtypes=tuple(options.dtype) or DTYPES,
         vias=tuple(options.via) or ("eager",),
         seed=options.seed,
-        deviations=tuple(entry for path in files for entry in deviations.load(path, ids)),
+        deviations=tuple(
+            entry for path in files for entry in deviations.load(path, ids) if entry.speaks_of(torch.__version__)
+        ),
         replacements=tuple(replacements.parse(text) for text in options.replace),
+        examples=options.explore or 0,
+        given=parameters(options.given),
         flags={**pin_precision(), "arguments": sys.argv[1:]},
     )
 
@@ -98,6 +119,15 @@ def known(given: list[str], names: tuple[str, ...], option: str) -> None:
     for name in given:
         if name not in names:
             raise UsageError(f"{option} {name}: unknown; there are {', '.join(names)}")
+
+
+def parameters(text: str | None) -> dict[str, Any]:
+    """The parameters that ``--given`` states; JSON has no tuples, and parameters are no lists."""
+    try:
+        values = json.loads(text or "{}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    except (ValueError, AttributeError):
+        raise UsageError(f'--given {text}: is no JSON object such as {{"size": 37}}') from None
 
 
 def pin_precision() -> dict[str, Any]:

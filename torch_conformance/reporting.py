@@ -1,0 +1,263 @@
+"""Reporting: the verdict on each case, the result file, and the score card at the end."""
+
+from __future__ import annotations
+
+import datetime
+import linecache
+import shlex
+import sys
+import time
+from collections.abc import Generator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torch_conformance import outcomes, results, sources, surface
+from torch_conformance.axes import LAYOUTS, VIAS
+from torch_conformance.collecting import is_whole
+from torch_conformance.items import CASE, FOUND, claims_of, facts_of
+from torch_conformance.outcomes import Outcome
+from torch_conformance.scorecard import Tally
+from torch_conformance.settings import REPEATABLE, Settings
+
+LETTERS = {"violated": "V", "deviates": "d", "unsupported": "u", "broken": "B"}
+PLUGIN = "torch_conformance.plugin"
+
+
+class Reporting:
+    """The hooks by which pytest reports."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        self.claims = settings.claims
+        self.is_worker = hasattr(config, "workerinput")
+        self.writer: results.Writer | None = None
+        if config.option.results and not self.is_worker:
+            self.writer = results.Writer(config.option.results)
+            self.writer.header(settings.header())
+        self.tally = Tally(settings)
+        self.started = time.perf_counter()
+        self.unmatched: list[str] = []
+
+    # -- the verdict on a case ---------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        if claims_of(item) and call.excinfo is not None and self.config.getoption("verbose", 0) < 2:
+            vars(item)["repr_failure"] = brief  # a traceback costs more than a hundred cases
+        report: Any = yield
+        ends = call.when == "call" or (call.when == "setup" and call.excinfo is not None)
+        if claims_of(item) and (ends or call.excinfo is not None):
+            self.conclude(item, call, report)
+        return report
+
+    def conclude(self, item: Any, call: pytest.CallInfo[None], report: Any) -> None:
+        """Turn pytest's report into the verdict on the case, and attach the lines of the result file."""
+        found = item.stash.get(FOUND, None)
+        item = found.item if found else item
+        made = item.stash.get(CASE, None)
+        if self.settings.replacements and not (made and made.replaced):
+            report.outcome, report.unconcerned, report.longrepr = "passed", True, None
+            return
+        outcome = outcomes.judge(call.excinfo.value if call.excinfo else None, item.callspec.params["case"])
+        facts = facts_of(item)
+        outcome, excuse = self.excuse(outcome, claims_of(item), facts)
+        shared = {
+            "message": outcome.message,
+            "error": outcome.error,
+            "deviation": excuse,
+            "seen": ", ".join(made.seen) or None if made else None,
+            "seconds": round(call.duration, 6),
+            "id": item.nodeid,
+        }
+        report.conformance = [
+            {
+                "claim": name,
+                **facts,
+                "outcome": outcome.name if name in self.settings.covered else "unsupported",
+                "headroom": made.headroom if made and outcome.name in ("holds", "violated") else None,
+                **shared,
+            }
+            for name in claims_of(item)
+        ]
+        if outcome.name == "unsupported":
+            report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {outcome.message}")
+        report.outcome = {"holds": "passed", "violated": "failed", "broken": "failed"}.get(outcome.name, "skipped")
+        if outcome.name == "deviates":
+            report.wasxfail = excuse
+        if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
+            trace = type(item).repr_failure(item, call.excinfo) if outcome.name == "broken" else report.longrepr
+            report.longrepr = f"{self.explain(item, call, outcome, found)}\n{trace}".rstrip()
+
+    def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
+        """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
+        if outcome.name not in ("holds", "violated"):
+            return outcome, None
+        entry = self.settings.deviation_of(names, facts)
+        if entry is None:
+            return outcome, None
+        message = outcome.message or ""
+        if entry.expired(torch.__version__, datetime.date.today()):
+            wrong = f"{entry.source} has expired ({entry.expires}); {message}"
+        elif outcome.name == "holds":
+            wrong = f"{entry.source} no longer shows: remove it or narrow it"
+        elif not entry.describes(message):
+            wrong = f"not as {entry.source} describes: {message}"
+        else:
+            return Outcome("deviates", f"{entry.reason} ({message})"), entry.source
+        return Outcome("violated", wrong, outcome.error), entry.source
+
+    def explain(self, item: Any, call: pytest.CallInfo[None], outcome: Outcome, found: Any) -> str:
+        """What a red case prints: claim, law, figures, place, and the command that runs just this case again."""
+        lines = [f"{outcome.name}  {item.nodeid}"]
+        for name in claims_of(item):
+            claim = self.claims[name]
+            lines += [f"claim     {name} ({claim.level})", f"says      {claim.says}"]
+            lines += [f"law       {claim.law}"] * bool(claim.law)
+        observed = (outcome.message or "").replace("\n", "\n          ")
+        lines += [f"observed  {observed}", f"where     {place(call, item)}"]
+        lines += [f"rerun     {self.rerun(item.nodeid, found)}"]
+        return "\n".join(lines)
+
+    def rerun(self, nodeid: Any, found: Any) -> str:
+        """A command that can be pasted, and runs just this case as it ran here."""
+        chosen = self.config.option
+        here = str(self.config.cwd_relative_nodeid(nodeid))
+        words: list[str] = [sys.executable, "-m", "pytest", here]
+        words += found.arguments() if found else ["--seed", str(chosen.seed)]
+        for name in REPEATABLE:
+            for value in getattr(chosen, name):
+                words += [f"--{name}", str(value)]
+        if PLUGIN in self.config.invocation_params.args:
+            words += ["-p", PLUGIN]
+        if chosen.threads != 1:
+            words += ["--threads", str(chosen.threads)]
+        if chosen.mutant:
+            words += ["--mutant", chosen.mutant]
+        return shlex.join(words)
+
+    # -- what becomes of it ------------------------------------------------------------------------------------------
+
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        name = report.conformance[0]["outcome"] if getattr(report, "conformance", None) else None
+        if getattr(report, "unconcerned", False):
+            return "unconcerned", "", ""
+        if name not in LETTERS:
+            return None
+        return ("failed" if report.failed else name, LETTERS[name], name.upper())
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if self.is_worker:
+            return
+        if report.when == "???" and not hasattr(report, "conformance"):
+            report.conformance = crashed(report.nodeid, self.config.rootpath)
+        for record in getattr(report, "conformance", ()):
+            self.tally.add(record)
+            if self.writer:
+                try:
+                    self.writer.case(record)
+                except results.Unwritable as error:
+                    pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+    def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
+        kind = warning_message.category
+        if self.writer and issubclass(kind, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
+            message = str(warning_message.message).splitlines()
+            test = nodeid.partition("[")[0]
+            self.writer.note("warning", {"test": test, "category": kind.__name__, "message": (message or [""])[0]})
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.is_worker:
+            return
+        self.unmatched = self.unmatched_deviations()
+        if self.unmatched and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.writer:
+            for name, cited in self.tally.drift:
+                self.writer.note("drift", {"claim": name, "docs": cited})
+            self.writer.note("surface", self.surface())
+            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                seconds = round(time.perf_counter() - self.started, 3)
+                self.writer.footer({"cases": self.tally.cases, "counts": dict(self.tally.counts), "seconds": seconds})
+
+    def surface(self) -> dict[str, Any]:
+        """How the public names that the claims of this run cite look in the installed torch."""
+        return surface.collect(entry for name in self.tally.outcomes for entry in self.claims[name].docs)
+
+    def unmatched_deviations(self) -> list[str]:
+        """Entries about what ran here that no case matched; known only where the whole suite ran."""
+        ran = {"device": [p.name for p in self.settings.profiles], "via": self.settings.vias}
+        return [
+            entry.source
+            for entry in self.settings.deviations
+            if is_whole(self.config)
+            and not self.config.option.dtype
+            and entry.claim in self.tally.outcomes
+            and entry.source not in self.tally.excused
+            and all(any(fnmatchcase(v, entry.globs.get(axis, "*")) for v in values) for axis, values in ran.items())
+        ]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if not self.tally.cases:
+            return
+        out = terminalreporter
+        out.section("score card")
+        for line in self.tally.lines():
+            out.line(line)
+        if drift := self.tally.drift:
+            out.line("")
+            out.line(f"text drift: the installed documentation no longer has the cited sentence of {len(drift)} claims")
+            for name, cited in drift:
+                out.line(f"  {name}  {cited}")
+        for source in self.unmatched:
+            out.line(f"deviation without a case: {source}: no case matched it; remove it or correct it", red=True)
+        out.line("")
+        path = self.config.option.results
+        out.line(f"result file: {path}" if path else "no result file: --results FILE writes one")
+
+
+def brief(excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+    return ""
+
+
+def place(call: pytest.CallInfo[None], item: Any) -> str:
+    """File, line and code of the test at which the case failed."""
+    entries = [e for e in call.excinfo.traceback if e.path == item.path] if call.excinfo else []
+    if not entries:
+        return str(item.location[0])
+    line = entries[-1].lineno + 1
+    return f"{item.location[0]}:{line}: {linecache.getline(str(item.path), line).strip()}"
+
+
+def crashed(nodeid: str, root: Path) -> list[dict[str, Any]]:
+    """The lines of a case in which the interpreter died; xdist knows no more of it than its id."""
+    path, _, rest = nodeid.partition("::")
+    function, _, bracket = rest.partition("[")
+    words = [*bracket.rstrip("]").split("-"), "", ""]
+    layout, via = ([w for w in words if w in names] for names in (LAYOUTS, VIAS))
+    claims = [t.claims for t in sources.tests_in(root / path) if t.name == function]
+    return [
+        {
+            "claim": name,
+            "test": f"{path}::{function}",
+            "device": words[0],
+            "dtype": words[1],
+            "layout": (layout or ["contiguous"])[0],
+            "via": (via or ["eager"])[0],
+            "params": bracket.rstrip("]"),
+            "outcome": "violated",
+            "headroom": None,
+            "message": "the interpreter crashed",
+            "error": "crash",
+            "deviation": None,
+            "seen": None,
+            "seconds": 0.0,
+            "id": nodeid,
+        }
+        for names in claims
+        for name in names
+    ]
