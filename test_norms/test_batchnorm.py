@@ -814,6 +814,10 @@ def test_functional_form_needs_statistics_in_eval(case):
     close_to_train(case, case.function(F.batch_norm)(x, None, None, training=True, eps=EPS), x, 1.0, 0.0, EPS)
     with case.raises(RuntimeError, "running_mean must be defined in evaluation"):
         case.function(F.batch_norm)(x, None, None)
+    layer = case.module(nn.BatchNorm1d, 5).eval()
+    layer.running_mean = None  # the variance alone is not taken for an untracked layer
+    with case.raises(RuntimeError, "running_mean"):
+        layer(x)
 
 
 @claim("batchnorm.functional.statistics-together")
@@ -1029,6 +1033,14 @@ def test_old_checkpoint_leaves_the_counter(case, metadata):
     assert int(layer.num_batches_tracked) == counted
 
 
+@claim("batchnorm.network.old-checkpoint-on-meta")
+def test_old_checkpoint_starts_the_counter_of_a_layer_without_storage(case):
+    layer, old = nn.BatchNorm1d(5, device="meta"), old_checkpoint(case, metadata=True)
+    layer.load_state_dict(old, assign=True)
+    case.same(layer.num_batches_tracked, torch.tensor(0))
+    case.same(layer.running_var, old["running_var"])
+
+
 # -- lazy and synchronised layers --------------------------------------------------------------------------------------
 
 
@@ -1052,7 +1064,29 @@ def test_lazy_layer_has_no_shapes(case, cls):
         assert getattr(layer, name).dtype == torch.float64
         with case.raises(RuntimeError, "shape of an uninitialized"):
             assert getattr(layer, name).shape
-    assert layer.num_batches_tracked == 0
+    case.same(layer.num_batches_tracked, torch.tensor(0))
+    assert (layer.num_features, layer.eps, layer.momentum) == (0, 1e-5, 0.1)
+    assert (layer.affine, layer.track_running_stats) == (True, True)
+
+
+@claim("batchnorm.lazy.rank")
+@inputs
+def test_lazy_layer_takes_the_ranks_of_the_regular_one(case, cls, shape):
+    lazy = getattr(nn, f"Lazy{cls.__name__}")
+    bare = lazy(EPS, affine=False, track_running_stats=False)  # nothing to wait for: forward itself may be called
+    close_to_train(case, bare.forward(x := case.tensor(*shape, loc=1.5)), x, 1.0, 0.0, EPS)
+    for wrong in {1, 2, 3, 4, 5, 6} - {len(s) for c, s in INPUTS if c is cls}:
+        with case.raises(ValueError, r"expected \dD"):
+            bare.forward(case.tensor(*[2] * wrong))
+
+
+@claim("batchnorm.lazy.becomes-regular")
+def test_lazy_layer_of_one_channel_starts_like_any(case):
+    layer = nn.LazyBatchNorm1d()
+    layer.eval()(case.tensor(9, 1))
+    expected = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    for name, value in expected.items():
+        case.same(getattr(layer, name).detach(), torch.full((1,), value))
 
 
 @claim("batchnorm.lazy.settings")
@@ -1097,6 +1131,10 @@ def test_untracked_sync_batchnorm_uses_the_batch(case):
     layer, x = case.module(nn.SyncBatchNorm, 5, eps=EPS, track_running_stats=False), case.tensor(9, 5, loc=1.5)
     for training in (True, False):
         close_to_train(case, layer.train(training)(x), x, *affine(layer), EPS)
+    half = case.module(nn.SyncBatchNorm, 5).eval()
+    half.running_mean = None  # the variance alone is not taken for an untracked layer
+    with case.raises(RuntimeError, "running_mean"):
+        half(x)
 
 
 @claim("batchnorm.sync.single-process")
@@ -1107,15 +1145,26 @@ def test_tracking_of_sync_batchnorm_switched_off_later(case):
 @claim("batchnorm.sync.convert")
 @pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
 def test_conversion_takes_tensors_and_settings_over(case, settings):
+    group = object()
     old = case.module(nn.BatchNorm2d, 5, eps=EPS, momentum=0.7, **settings)
     model = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"inner": old}))
-    found = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    found = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
     new, names = model[1]["inner"], ("weight", "bias", *sorted(BUFFERS))
     assert (found is model, type(new), type(model[0])) == (True, nn.SyncBatchNorm, nn.Linear)
     assert all(getattr(new, name) is getattr(old, name) for name in names)
-    assert (new.num_features, new.eps, new.momentum) == (5, EPS, 0.7)
+    assert (new.num_features, new.eps, new.momentum, new.process_group) == (5, EPS, 0.7, group)
     assert (new.affine, new.track_running_stats) == (old.affine, old.track_running_stats)
     assert type(nn.SyncBatchNorm.convert_sync_batchnorm(old)) is nn.SyncBatchNorm
+
+
+@claim("batchnorm.sync.convert-without-bias")
+def test_conversion_keeps_a_layer_without_bias(case):
+    old = case.module(nn.BatchNorm1d, 5, eps=EPS, bias=False)
+    new, x = nn.SyncBatchNorm.convert_sync_batchnorm(old), case.tensor(9, 5, loc=1.5)
+    assert new.weight is old.weight
+    assert list(new.state_dict()) == ["weight", "running_mean", "running_var", "num_batches_tracked"]
+    assert "bias=False" in repr(new)
+    close_to_train(case, new(x), x, array(old.weight), 0.0, EPS)
 
 
 @claim("batchnorm.sync.convert-keeps-mode")

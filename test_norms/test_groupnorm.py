@@ -200,6 +200,7 @@ def test_starts_as_the_plain_standardisation(case):
     assert torch.equal(layer.bias, torch.zeros(6, device=case.device))
     assert layer.weight.requires_grad
     assert layer.bias.requires_grad
+    assert (layer.num_groups, layer.num_channels, layer.eps, layer.affine) == (2, 6, 1e-5, True)
 
 
 @claim("norms.groupnorm.one-group-is-layernorm")

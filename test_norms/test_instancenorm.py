@@ -305,3 +305,36 @@ def test_lazy_form_has_parameters_and_buffers(case, cls):
     assert list(layer.state_dict()) == ["weight", "bias", *BUFFERS]
     assert type(layer) is CLASSES[LAZY.index(cls)]
     assert layer.weight.shape == (5,)
+
+
+@claim("norms.instancenorm.lazy-rank")
+@pytest.mark.parametrize("cls", LAZY)
+@pytest.mark.filterwarnings("ignore:.*num_features")
+def test_lazy_form_takes_the_ranks_of_the_regular_one(case, cls):
+    rank = LAZY.index(cls) + 3
+    layer, x = cls(eps=0.3, device=case.device), case.tensor(*[5] * (rank - 1))
+    y = layer(x)  # one sample, the channels first
+    judge(case, y[None], x[None], layer)
+    bare = cls(affine=False, track_running_stats=False)  # nothing to wait for: the method itself may be called
+    for given in (x, case.tensor(*[5] * rank)):
+        assert bare.forward(given).shape == given.shape
+    for off in (-2, 1):
+        with case.raises(ValueError, r"expected \dD"):
+            bare.forward(case.tensor(*[5] * (rank + off)))
+
+
+@claim("norms.instancenorm.checkpoint-without-version")
+def test_statistics_of_old_checkpoints_are_refused(case):
+    layer, values = case.module(nn.InstanceNorm1d, 5, affine=True), case.tensor(5)
+    old = {"0.weight": values, "0.bias": values, "0.running_var": values.abs()}
+    with case.raises(RuntimeError, '"0.running_var" for InstanceNorm1d with track_running_stats=False'):
+        nn.Sequential(layer).load_state_dict(old)
+    case.same(layer.weight.detach(), values)
+    del old["0.running_var"]
+    nn.Sequential(layer).load_state_dict(old)
+    tracking = case.module(nn.InstanceNorm1d, 5, track_running_stats=True)
+    tracking.load_state_dict({"running_mean": values, "running_var": values.abs(), "num_batches_tracked": torch.tensor(3)})
+    case.same(tracking.running_mean, values)
+    current = tracking.state_dict()
+    with case.raises(RuntimeError, "unexpected key"):
+        case.module(nn.InstanceNorm1d, 5).load_state_dict(current)

@@ -85,3 +85,44 @@ def test_two_dimensions_are_refused(case):
 @pytest.mark.parametrize("shape", [(0, 7, 5), (2, 7, 0), (0, 7, 3, 5)], ids=str)
 def test_no_elements_give_no_elements(case, shape):
     assert case.module(nn.LocalResponseNorm, 3)(case.tensor(*shape)).shape == shape
+
+
+# -- CrossMapLRN2d: the same law by a sum that runs along the channels -------------------------------------------------
+
+
+def judge_running(case, y, x, expected, size):
+    """Within half an eps for each term that the running sum took up or let go, however small it became."""
+    squares = 0.5 / size * (array(x) ** 2).sum(1, keepdims=True) / 1.3
+    case.close(y, expected, k=1, scale=abs(expected) * (size / 2 + 5 + 0.7 * x.shape[1] * squares))
+
+
+@claim("norms.crossmaplrn.formula")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("part", ["first", "whole"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_cross_map_lrn_follows_the_same_law(case, size, part):
+    layer, x = case.module(nn.CrossMapLRN2d, size, alpha=0.5, beta=0.7, k=1.3), case.tensor(2, 7, 3, 5)
+    shown = slice(size // 2 + 1 if part == "first" else None)  # windows that reach back to the first channel
+    expected = reference.local_response_norm(array(x), size, 0.5, 0.7, 1.3)
+    judge_running(case, layer(x)[:, shown], x, expected[:, shown], size)
+
+
+@claim("norms.crossmaplrn.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize(("size", "channels"), [(3, 7), (5, 2), (7, 3)])
+def test_gradient_of_cross_map_lrn(case, size, channels):
+    layer = case.module(nn.CrossMapLRN2d, size, alpha=0.5, beta=0.7, k=1.3)
+    x, g = case.tensor(2, channels, 3, 5, requires_grad=True), case.tensor(2, channels, 3, 5)
+    layer(x).backward(g)
+    law = size, 0.5, 0.7, 1.3
+    expected = reference.local_response_norm_gradient(array(g), array(x), *law)
+    scale = reference.local_response_norm_gradient(abs(array(g)), abs(array(x)), *law, sign=-1)
+    case.close(x.grad, expected, k=2 * channels + 10, scale=scale)  # running sums of all channels, and a power each
+
+
+@claim("norms.crossmaplrn.settings")
+def test_cross_map_lrn_keeps_its_settings_and_takes_images_only(case):
+    layer = nn.CrossMapLRN2d(3)
+    assert (layer.size, layer.alpha, layer.beta, layer.k) == (3, 1e-4, 0.75, 1)
+    with case.raises((ValueError, AssertionError), "4D|^$"):
+        layer(case.tensor(7, 3, 5))
