@@ -1,6 +1,7 @@
 """Attention: one formula, whether called by itself, in heads, or within the layers of the Transformer."""
 
-from contextlib import nullcontext
+import warnings
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from specs.reference import attention as reference
 from specs.reference.rounding import Rounded, gelu, gradients, relu
 from torch_conformance.axes import FLOATING, PRECISE
-from torch_conformance.checks import array
+from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
 
 # queries (…, L, E) and keys (…, S, E): vector tails, more than one block of queries, more than one block of keys
@@ -359,6 +360,20 @@ def test_masks_add_up(case, kind):
     attend(case, layer, *inputs, mask=merged(attn, padding), **attn, **padding)
 
 
+@claim("attention.mha.masks-of-one-kind")
+def test_masks_of_two_kinds_are_added_with_a_warning(case):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
+    x, out, padding = case.tensor(2, 5, WIDTH), case.tensor(5, 5), hidden(case, 2, 5)
+    with pytest.warns(UserWarning, match="mismatched key_padding_mask and attn_mask"):
+        y = layer(x, x, x, attn_mask=out, key_padding_mask=padding)[0]
+    total = array(out) + additive(padding)[:, None, None]
+    within(case, y, reference.multihead(*rounded(x, x, x), parameters(layer), HEADS, total)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x, x, x, attn_mask=hidden(case, 5, 5), key_padding_mask=padding)
+        layer(x, x, x, attn_mask=out, key_padding_mask=case.tensor(2, 5))
+
+
 @claim("attention.mha.weights")
 def test_weights_are_averaged_over_heads(case):
     layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
@@ -461,14 +476,17 @@ def test_two_dimensions_are_one_sample(case, masked, batch_first):
 
 @claim("attention.mha.fast-path")
 @axes(dtype=PRECISE)
-@pytest.mark.parametrize("kind", ["none", "positions", "keys", "both"])
+@pytest.mark.parametrize("kind", ["none", "positions", "heads", "keys", "positions and keys", "heads and keys"])
 @pytest.mark.parametrize("heads", [HEADS, 3])
 def test_the_fast_path_follows_the_formula(case, kind, heads):
     layer = case.module(nn.MultiheadAttention, WIDTH, heads, dropout=0.5, batch_first=True).eval()
-    x, out, padding = case.tensor(2, 5, WIDTH), hidden(case, 5, 5), hidden(case, 2, 5)
-    masks = {"attn_mask": out} if kind in ("positions", "both") else {}
-    masks |= {"key_padding_mask": padding} if kind in ("keys", "both") else {}
-    total = np.zeros((2, 1, 5, 5)) + (additive(out) if "attn_mask" in masks else 0)
+    x, padding = case.tensor(2, 5, WIDTH), hidden(case, 2, 5)
+    out = hidden(case, 2 * heads, 5, 5) if "heads" in kind else hidden(case, 5, 5)
+    masks = {"attn_mask": out} if "positions" in kind or "heads" in kind else {}
+    masks |= {"key_padding_mask": padding} if "keys" in kind else {}
+    total = np.zeros((2, 1, 5, 5))
+    if "attn_mask" in masks:
+        total = total + (additive(out) if out.ndim == 2 else additive(out).reshape(2, heads, 5, 5))
     total = total + (additive(padding)[:, None, None] if "key_padding_mask" in masks else 0)
     with torch.no_grad(), case.unchanged(layer, x=x):
         attend(case, layer, x, x, x, mask=total, **masks)
@@ -494,6 +512,61 @@ def test_multihead_refuses_wrong_shapes(case, inputs, masks, words):
     layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True)
     with case.raises((RuntimeError, AssertionError, ValueError), words):
         layer(*(case.tensor(*s) for s in inputs), **{k: hidden(case, *s) for k, s in masks.items()})
+
+
+@claim("attention.mha.errors")
+@pytest.mark.parametrize("training", [True, False])
+def test_whole_numbers_are_no_mask(case, training):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).train(training)
+    x = case.tensor(2, 5, WIDTH)
+    for name, shape in (("key_padding_mask", (2, 5)), ("attn_mask", (5, 5))):
+        with torch.no_grad(), case.raises(AssertionError, "only .*bool|only .*byte"):
+            layer(x, x, x, **{name: torch.zeros(shape, dtype=torch.int64, device=case.device)})
+
+
+@claim("attention.mha.positive-sizes")
+@pytest.mark.parametrize(("width", "heads"), [(0, 2), (6, 0), (6, -2)])
+def test_width_and_heads_must_be_positive(case, width, heads):
+    with case.raises(ValueError, "greater than 0"):
+        nn.MultiheadAttention(width, heads)
+
+
+@claim("attention.mha.start")
+@pytest.mark.parametrize(("k", "v"), [(None, None), (33, 17)])
+def test_projections_start_xavier_uniform(case, k, v):
+    layer = nn.MultiheadAttention(64, HEADS, kdim=k, vdim=v, add_bias_kv=True, device=case.device)
+    fans = {"q_proj_weight": 128, "k_proj_weight": 97, "v_proj_weight": 81} if k else {"in_proj_weight": 256}
+    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        assert (getattr(layer, name) is not None) == (name in fans)
+    scaled = {name: getattr(layer, name) * (count / 6) ** 0.5 for name, count in fans.items()}
+    scaled["out_proj.weight"] = layer.out_proj.weight * 8  # as any linear layer of 64 features starts
+    for name, values in scaled.items():
+        assert abs(values).max() <= 1, name
+        for threshold in (-0.9, -0.5, 0.0, 0.5, 0.9):
+            case.binomial((values < threshold).sum(), values.numel(), (1 + threshold) / 2)
+    for added in (layer.bias_k, layer.bias_v):  # normal, of deviation 1 / 8
+        case.binomial((added < 0).sum(), 64, 0.5)
+        case.binomial((abs(added) * 8 < 0.6744898).sum(), 64, 0.5)
+    assert not layer.in_proj_bias.any()
+    assert not layer.out_proj.bias.any()
+
+
+@claim("attention.mha.old-pickle", "attention.encoder-layer.old-pickle")
+@pytest.mark.parametrize(
+    ("make", "name", "default", "other"),
+    [
+        (lambda: nn.MultiheadAttention(WIDTH, HEADS), "_qkv_same_embed_dim", True, False),
+        (lambda: nn.TransformerEncoderLayer(WIDTH, HEADS, FEEDS), "activation", F.relu, F.gelu),
+        (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS, FEEDS), "activation", F.relu, F.gelu),
+    ],
+)
+def test_layers_of_old_pickles_get_what_they_lack(case, make, name, default, other):
+    layer = make()
+    for given in ({}, {name: other}):
+        made = type(layer).__new__(type(layer))
+        made.__setstate__({k: v for k, v in vars(layer).items() if k != name} | given)
+        assert getattr(made, name) is given.get(name, default)
+        assert all(a is b for a, b in zip(made.parameters(), layer.parameters(), strict=True))
 
 
 @claim("attention.mha.errors")
@@ -649,54 +722,152 @@ def test_eval_drops_nothing(case, no_grad):
 
 
 class Calls:
-    """Counts the calls of the fused kernel."""
+    """Counts the calls of a fused kernel."""
 
-    def __init__(self, patch):
-        self.count, original = 0, torch._transformer_encoder_layer_fwd
+    def __init__(self, patch, name="_transformer_encoder_layer_fwd"):
+        self.count, original = 0, getattr(torch, name)
 
         def counted(*args, **kwargs):
             self.count += 1
             return original(*args, **kwargs)
 
-        patch.setattr(torch, "_transformer_encoder_layer_fwd", counted)
+        patch.setattr(torch, name, counted)
+
+
+@contextmanager
+def surroundings(how):
+    """What is switched on or off around the call."""
+    mha = getattr(torch.backends, "mha", None)
+    with torch.set_grad_enabled(how in ("gradients", "frozen", "input needs gradient")):
+        if how == "switched off":
+            mha.set_fastpath_enabled(False)
+        yield
+        if how == "switched off":
+            mha.set_fastpath_enabled(True)
 
 
 FAST = {
     "eval": True,
+    "mask": True,
+    "padding": True,
     "train": False,
     "gradients": False,
     "sequence first": False,
     "odd heads": False,
     "hook": False,
+    "pre-hook and hook": False,
     "frozen": True,
     "input needs gradient": False,
     "other activation": False,
+    "module of the activation": True,
     "unbatched": False,
     "other eps": False,
+    "no bias": False,
+    "switched off": False,
 }
 
 
 @claim("attention.encoder-layer.fast-path-only-in-eval")
 @pytest.mark.parametrize("how", FAST)
 def test_when_the_fused_kernel_runs(case, how, monkeypatch):
-    if how == "hook" and RELEASE < (2, 9):
+    if "hook" in how and RELEASE < (2, 9):
         raise case.unsupported("releases as old as torch 2.4 skip the hooks; claimed from 2.9 on")
-    activation = {"other activation": torch.tanh}.get(how, "relu")
-    layer = encoder_layer(
-        case, batch_first=how != "sequence first", heads=3 if how == "odd heads" else HEADS, activation=activation
-    ).train(how == "train")
+    if how in ("no bias", "switched off") and RELEASE < (2, 4):
+        raise case.unsupported("claimed from torch 2.4 on")
+    options = {"bias": False} if how == "no bias" else {}
+    activation = {"other activation": torch.tanh, "module of the activation": nn.GELU()}.get(how, "relu")
+    heads = 3 if how == "odd heads" else HEADS
+    layer = encoder_layer(case, batch_first=how != "sequence first", heads=heads, activation=activation, **options)
+    layer.train(how == "train").requires_grad_(how not in ("frozen", "input needs gradient"))
     x, calls, seen = case.tensor(2, 5, WIDTH), Calls(monkeypatch), []
-    if how == "hook":
+    if "hook" in how:
         layer.linear1.register_forward_hook(lambda *args: seen.append(args))
-    if how in ("frozen", "input needs gradient"):
-        layer.requires_grad_(False)
+    if "pre-hook" in how:
+        layer.linear1.register_forward_pre_hook(lambda *args: None)
     if how == "other eps":
         layer.norm2.eps = 2 * EPS
+    masks = {"mask": {"src_mask": hidden(case, 5, 5)}, "padding": {"src_key_padding_mask": hidden(case, 2, 5)}}
     x = x.requires_grad_(how == "input needs gradient")
-    with torch.set_grad_enabled(how in ("gradients", "frozen", "input needs gradient")):
-        layer(x[0] if how == "unbatched" else x)
+    with surroundings(how):
+        layer(x[0] if how == "unbatched" else x, **masks.get(how, {}))
     assert calls.count == FAST[how]
-    assert len(seen) == (how == "hook")
+    assert len(seen) == ("hook" in how)
+
+
+FAST_ATTENTION = {
+    "eval": True,
+    "mask": True,
+    "padding": True,
+    "float mask": False,
+    "float padding": False,
+    "train": False,
+    "gradients": False,
+    "frozen": True,
+    "input needs gradient": False,
+    "sequence first": False,
+    "odd heads": False,
+    "unbatched": False,
+    "other keys": False,
+    "other values": False,
+    "added keys": False,
+    "zero key": False,
+    "no bias": False,
+    "switched off": False,
+}
+
+
+@claim("attention.mha.fast-path-conditions")
+@pytest.mark.parametrize("how", FAST_ATTENTION)
+def test_when_the_fused_attention_runs(case, how, monkeypatch):
+    named = {"added keys": {"add_bias_kv": True}, "zero key": {"add_zero_attn": True}, "no bias": {"bias": False}}
+    heads, options = 3 if how == "odd heads" else HEADS, named.get(how, {})
+    layer = case.module(nn.MultiheadAttention, WIDTH, heads, batch_first=how != "sequence first", **options)
+    layer.train(how == "train").requires_grad_(how not in ("frozen", "input needs gradient"))
+    calls = Calls(monkeypatch, "_native_multi_head_attention")
+    x = case.tensor(2, 5, WIDTH, requires_grad=how == "input needs gradient")
+    masks = {
+        "mask": {"attn_mask": hidden(case, 5, 5)},
+        "padding": {"key_padding_mask": hidden(case, 2, 5)},
+        "float mask": {"attn_mask": case.tensor(5, 5)},
+        "float padding": {"key_padding_mask": case.tensor(2, 5)},
+    }
+    x = x[0] if how == "unbatched" else x
+    k, v = x.clone() if how == "other keys" else x, x.clone() if how == "other values" else x
+    with surroundings(how):
+        y, weights = layer(x, k, v, **masks.get(how, {}))
+    assert calls.count == FAST_ATTENTION[how]
+    assert weights is not None
+    assert y.requires_grad == (how in ("gradients", "input needs gradient"))
+
+
+@claim("attention.mha.nested")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_sequences_attend_to_themselves_in_eval_only(case):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).eval()
+    parts = [case.tensor(5, WIDTH), case.tensor(3, WIDTH)]
+    x = torch.nested.nested_tensor(parts)
+    with torch.no_grad():
+        for y, part in zip(layer(x, x, x, need_weights=False)[0].unbind(), parts, strict=True):
+            wanted = reference.multihead(*rounded(*[part[None]] * 3), parameters(layer), HEADS)[0]
+            within(case, y[None], wanted)
+        with case.raises(AssertionError, "NestedTensor"):
+            layer(x, x, x, need_weights=False, key_padding_mask=hidden(case, 2, 5))
+    with case.raises(AssertionError, "NestedTensor"):
+        layer(x, x, x, need_weights=False)
+
+
+@claim("attention.encoder-layer.activation")
+@axes(dtype=IN_FULL)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["F.relu", "nn.ReLU()", "F.gelu", "nn.GELU()", "nn.GELU('tanh')"])
+def test_both_paths_apply_the_activation_given(case, name, training):
+    activation = eval(name)
+    layer, x = encoder_layer(case, activation=activation).train(training), case.tensor(2, 5, WIDTH, spread=2)
+    with torch.no_grad():
+        y = layer(x)
+        inner = layer.norm1(x + layer.self_attn(x, x, x)[0])
+        by_hand = layer.norm2(inner + layer.linear2(activation(layer.linear1(inner))))
+    case.close(y, array(by_hand), k=1, scale=1e-9 / eps(case.dtype))  # other activations are 1e-4 and more apart
 
 
 @claim("attention.encoder-layer.fast-path-agrees")
@@ -946,3 +1117,228 @@ def test_sequence_comes_first_by_default(case, batch_first):
     shape = (3, 2, WIDTH) if batch_first else (2, 3, WIDTH)
     with case.raises(RuntimeError, "batch"):
         model(given[0], case.tensor(*shape))
+
+
+# -- settings of the Transformer -------------------------------------------------------------------------------------
+
+
+def settings(layer):
+    """What a layer was made with, read off its parts."""
+    parts = list(layer.modules())[1:]
+    attentions = [m for m in parts if isinstance(m, nn.MultiheadAttention)]
+    return {
+        "width": layer.linear1.in_features,
+        "feeds": layer.linear1.out_features,
+        "heads": {m.num_heads for m in attentions},
+        "dropout": {m.p for m in parts if isinstance(m, nn.Dropout)} | {m.dropout for m in attentions},
+        "activation": layer.activation,
+        "eps": {m.eps for m in parts if isinstance(m, nn.LayerNorm)},
+        "batch_first": {m.batch_first for m in attentions},
+        "norm_first": layer.norm_first,
+    }
+
+
+DEFAULTS = {
+    "feeds": 2048,
+    "heads": {8},
+    "dropout": {0.1},
+    "activation": F.relu,
+    "eps": {1e-5},
+    "batch_first": {False},
+    "norm_first": False,
+}
+
+
+@claim("attention.transformer.settings")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_settings_by_default(case):
+    model = nn.Transformer(8)
+    assert (model.d_model, model.nhead, model.batch_first) == (8, 8, False)
+    assert len(model.encoder.layers) == len(model.decoder.layers) == 6
+    for layer in [*model.encoder.layers, *model.decoder.layers]:
+        assert settings(layer) == {"width": 8, **DEFAULTS}
+    assert model.encoder.norm.eps == model.decoder.norm.eps == 1e-5
+    wide = nn.Transformer(num_encoder_layers=1, num_decoder_layers=0, dim_feedforward=1)
+    assert wide.d_model == wide.encoder.layers[0].linear1.in_features == 512
+    for cls in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
+        assert settings(cls(8, 8)) == {"width": 8, **DEFAULTS}
+
+
+@claim("attention.transformer.settings")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_settings_reach_every_layer(case):
+    model = nn.Transformer(8, 4, 2, 3, 5, 0.3, "gelu", None, None, EPS, True, True)
+    assert (model.d_model, model.nhead, model.batch_first) == (8, 4, True)
+    assert (len(model.encoder.layers), len(model.decoder.layers)) == (2, 3)
+    given = {"width": 8, "heads": {4}, "feeds": 5, "dropout": {0.3}, "activation": F.gelu, "eps": {EPS}}
+    for layer in [*model.encoder.layers, *model.decoder.layers]:
+        assert settings(layer) == given | {"batch_first": {True}, "norm_first": True}
+    assert model.encoder.norm.eps == model.decoder.norm.eps == EPS
+
+
+@claim("attention.transformer.no-bias")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_without_bias_nothing_has_one(case):
+    model = nn.Transformer(8, 4, 1, 1, 5, bias=False)
+    alone = nn.TransformerDecoderLayer(8, 4, 5, bias=False)
+    assert not [name for part in (model, alone) for name, _ in part.named_parameters() if "bias" in name]
+    assert any("bias" in name for name, _ in nn.Transformer(8, 4, 1, 1, 5).named_parameters())
+
+
+@claim("attention.transformer.custom-parts")
+def test_custom_parts_take_the_place_of_encoder_and_decoder(case):
+    seen = []
+
+    class Part(nn.Module):
+        def forward(self, *tensors, **options):
+            seen.append((tensors, options))
+            return tensors[0] * 2
+
+    encoder, decoder = Part(), Part()
+    model, src, tgt = (
+        nn.Transformer(WIDTH, HEADS, custom_encoder=encoder, custom_decoder=decoder),
+        case.tensor(7, 2, WIDTH),
+        case.tensor(5, 2, WIDTH),
+    )
+    assert (model.encoder, model.decoder) == (encoder, decoder)
+    masks = {
+        name: case.tensor(1) for name in ("tgt_mask", "memory_mask", "tgt_key_padding_mask", "memory_key_padding_mask")
+    }
+    own = {"mask": case.tensor(1), "src_key_padding_mask": case.tensor(1)}
+    y = model(src, tgt, own["mask"], src_key_padding_mask=own["src_key_padding_mask"], **masks)
+    case.same(y, tgt * 2)
+    (first, options), (second, others) = seen
+    assert first[0] is src
+    assert all(options[name] is mask for name, mask in own.items())
+    assert second[0] is tgt
+    case.same(second[1], src * 2)
+    assert all(others[name] is mask for name, mask in masks.items())
+
+
+@claim("attention.transformer.start")
+def test_matrices_start_xavier_uniform(case):
+    model = nn.Transformer(32, HEADS, 1, 1, 96, batch_first=True, device=case.device)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            values = parameter * (sum(parameter.shape) / 6) ** 0.5
+            assert abs(values).max() <= 1, name
+            for threshold in (-0.9, 0.0, 0.9):
+                case.binomial((values < threshold).sum(), values.numel(), (1 + threshold) / 2)
+        elif "linear" in name:
+            assert parameter.any(), name  # the biases of the linear layers keep their own start
+
+
+@claim("attention.transformer.errors")
+@pytest.mark.parametrize("wrong", ["src", "tgt"])
+def test_features_must_be_those_of_the_model(case, wrong):
+    model = case.module(nn.Transformer, WIDTH, HEADS, 1, 1, FEEDS, batch_first=True)
+    widths = {"src": WIDTH, "tgt": WIDTH} | {wrong: WIDTH + 1}
+    with case.raises(RuntimeError, "feature number"):
+        model(case.tensor(2, 7, widths["src"]), case.tensor(2, 5, widths["tgt"]))
+
+
+class Spy:
+    """Records the named arguments with which modules are called."""
+
+    def __init__(self, *modules):
+        self.seen = []
+        for module in modules:
+            module.register_forward_pre_hook(lambda m, args, named: self.seen.append(named), with_kwargs=True)
+
+    def take(self, *names):
+        seen, self.seen = self.seen, []
+        return [tuple(named[name] for name in names) for named in seen]
+
+
+@claim("attention.encoder.is-causal", "attention.decoder.is-causal")
+@pytest.mark.parametrize("shape", [(2, 5, WIDTH), (5, 2, WIDTH), (5, WIDTH)], ids=str)
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_layers_are_told_of_a_causal_mask(case, shape):
+    batch_first = shape[0] == 2
+    encoder = nn.TransformerEncoder(encoder_layer(case, batch_first=batch_first), 2)
+    plain = nn.TransformerDecoderLayer(WIDTH, HEADS, FEEDS, batch_first=batch_first).to(case.dtype)
+    decoder, x = nn.TransformerDecoder(plain, 2), case.tensor(*shape)
+    spy, below, causal = Spy(*encoder.layers), Spy(*decoder.layers), torch.full((5, 5), -torch.inf).triu(1).to(x)
+    other, window = causal.flip(0), causal.masked_fill(torch.ones(5, 5).tril(-2).bool().to(x.device), -torch.inf)
+    heads = causal.expand(HEADS * (2 if x.ndim == 3 else 1), 5, 5)
+    for mask, hint, told in [(None, None, False), (causal, None, True), (causal != 0, None, True), (other, None, False),
+                             (window, None, False), (heads, None, False), (causal, True, True), (causal, False, False),
+                             (other, True, True)]:  # fmt: skip
+        encoder(x, mask, is_causal=hint)
+        assert spy.take("is_causal") == [(told,)] * 2, (mask, hint)
+        decoder(x, x, mask, tgt_is_causal=hint)
+        assert below.take("tgt_is_causal", "memory_is_causal") == [(told, False)] * 2, (mask, hint)
+    decoder(x, x, memory_mask=causal, memory_is_causal=True)
+    assert below.take("tgt_is_causal", "memory_is_causal") == [(False, True)] * 2
+
+
+@claim("attention.transformer.is-causal")
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_hints_go_to_the_attention_they_are_named_for(case, norm_first):
+    model = case.module(nn.Transformer, WIDTH, HEADS, 1, 1, FEEDS, 0.0, batch_first=True, norm_first=norm_first)
+    x, causal = case.tensor(2, 5, WIDTH), nn.Transformer.generate_square_subsequent_mask(5).to(case.tensor(1))
+    above, below = model.encoder.layers[0], model.decoder.layers[0]
+    spy = Spy(above.self_attn, below.self_attn, below.multihead_attn)
+    for hints in [(False, False, False), (True, False, False), (False, True, False), (False, False, True)]:
+        named = dict(zip(("src_is_causal", "tgt_is_causal", "memory_is_causal"), hints, strict=True))
+        model(x, x, causal, causal, causal, **named)
+        assert spy.take("is_causal", "need_weights") == [(hint, False) for hint in hints]
+    model(x, x)
+    assert spy.take("is_causal") == [(False,)] * 3
+    above(x, causal), below(x, x, causal, causal)
+    assert spy.take("is_causal") == [(False,)] * 3
+
+
+NESTED = {
+    "eval": True,
+    "frozen": True,
+    "train": False,
+    "gradients": False,
+    "input needs gradient": False,
+    "unbatched": False,
+    "no padding": False,
+    "padding on the left": False,
+    "mask too": False,
+    "norm first": False,
+    "odd heads": False,
+    "sequence first": False,
+    "other activation": False,
+    "other eps": False,
+    "no bias": False,
+    "flag": False,
+    "not checked": True,
+    "switched off": False,
+}
+REFUSED = {"norm first", "odd heads", "sequence first", "other activation", "other eps", "no bias"}
+
+
+@claim("attention.encoder.nested-conditions")
+@pytest.mark.parametrize("how", NESTED)
+def test_when_padding_is_left_out(case, how, monkeypatch):
+    options = {"norm first": {"norm_first": True}, "no bias": {"bias": False}, "sequence first": {"batch_first": False},
+               "odd heads": {"heads": 3}, "other activation": {"activation": torch.tanh}}  # fmt: skip
+    layer = encoder_layer(case, **options.get(how, {}))
+    if how == "other eps":
+        layer.norm2.eps = 2 * EPS
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = nn.TransformerEncoder(layer, 2, None, how != "flag", how != "not checked")
+    assert [str(w.message)[:28] for w in caught] == ["enable_nested_tensor is True"] * (how in REFUSED)
+    assert (model.enable_nested_tensor, model.mask_check) == (how != "flag", how != "not checked")
+    assert model.use_nested_tensor == (how not in REFUSED and how != "flag")
+    model.train(how == "train").requires_grad_(how not in ("frozen", "input needs gradient"))
+    x = case.tensor(2, 5, WIDTH, requires_grad=how == "input needs gradient")
+    padding = torch.tensor(PADDING, device=case.device)
+    padding = padding.flip(1) if how == "padding on the left" else padding
+    mask = hidden(case, 5, 5) if how == "mask too" else None
+    calls = Calls(monkeypatch, "_nested_tensor_from_mask")
+    checked = Calls(monkeypatch, "_nested_tensor_from_mask_left_aligned")
+    with surroundings(how):
+        if how == "unbatched":
+            model(x[0], mask, padding[0])
+        elif how == "sequence first":
+            model(x.transpose(0, 1), mask, padding)
+        else:
+            model(x, mask, None if how == "no padding" else padding)
+    assert calls.count == NESTED[how]
+    assert not (checked.count and how == "not checked")

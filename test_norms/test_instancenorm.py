@@ -333,7 +333,8 @@ def test_statistics_of_old_checkpoints_are_refused(case):
     del old["0.running_var"]
     nn.Sequential(layer).load_state_dict(old)
     tracking = case.module(nn.InstanceNorm1d, 5, track_running_stats=True)
-    tracking.load_state_dict({"running_mean": values, "running_var": values.abs(), "num_batches_tracked": torch.tensor(3)})
+    current = {"running_mean": values, "running_var": values.abs(), "num_batches_tracked": torch.tensor(3)}
+    tracking.load_state_dict(current)
     case.same(tracking.running_mean, values)
     current = tracking.state_dict()
     with case.raises(RuntimeError, "unexpected key"):
