@@ -1,5 +1,7 @@
 """Recurrent networks: one formula a step, carried through time, layers, directions and packed batches."""
 
+import copy
+import pickle
 import warnings
 from functools import partial
 
@@ -153,6 +155,7 @@ def test_cells_take_one_step(case, cls, bias):
 
 
 @claim("recurrent.cell.state-defaults-to-zeros")
+@axes(dtype="float64")  # not the default, which zeros of their own would have
 @pytest.mark.parametrize("cls", [*CELLS, RELU_CELL], ids=name)
 def test_cells_start_from_zeros(case, cls):
     cell, x = case.module(cls, WIDTH, HIDDEN), case.tensor(2, WIDTH)
@@ -278,6 +281,7 @@ def test_the_final_state_is_the_last_output(case, cls):
 
 
 @claim("recurrent.state.defaults-to-zeros")
+@axes(dtype="float64")  # not the default, which zeros of their own would have
 @pytest.mark.parametrize("shape", [(4, 2, WIDTH), (4, WIDTH)])
 @pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
 def test_networks_start_from_zeros_at_every_call(case, cls, shape):
@@ -339,7 +343,43 @@ def test_networks_refuse_wrong_shapes(case, cls, x, state, words):
         layer(case.tensor(*x), as_argument(states_for(case, cls, *state)) if state else None)
 
 
-LENGTHS = [2, 4, 3]
+@claim("recurrent.layout.errors")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_the_state_must_fit_the_batch(case, cls):
+    layer = case.module(cls, WIDTH, HIDDEN, 2, batch_first=True)
+    with case.raises(RuntimeError, "hidden"):
+        layer(case.tensor(4, 2, WIDTH), as_argument(states_for(case, cls, 2, 2, HIDDEN)))
+    packed = pack_padded_sequence(case.tensor(4, 3, WIDTH), [4, 3, 1])
+    with case.raises(RuntimeError, "hidden|size of tensor"):
+        layer(packed, as_argument(states_for(case, cls, 2, 2, HIDDEN)))
+
+
+@claim("recurrent.layout.errors", "recurrent.cell.errors")
+def test_the_cell_state_is_checked_like_the_hidden(case):
+    layer, cell = case.module(nn.LSTM, WIDTH, HIDDEN, 2), case.module(nn.LSTMCell, WIDTH, HIDDEN)
+    for x, good, bad in [
+        ((4, 2, WIDTH), (2, 2, HIDDEN), (2, 2, HIDDEN + 1)),
+        ((4, 2, WIDTH), (2, 2, HIDDEN), (2, HIDDEN)),
+        ((4, WIDTH), (2, HIDDEN), (2, 1, HIDDEN)),
+    ]:
+        for states in ((good, bad), (bad, good)):
+            with case.raises(RuntimeError, "hidden|-D"):
+                layer(case.tensor(*x), tuple(case.tensor(*shape) for shape in states))
+    for states in (((2, HIDDEN), (2, HIDDEN + 1)), ((2, HIDDEN), (3, HIDDEN))):
+        with case.raises(RuntimeError, "hidden|batch|size|inconsistent"):
+            cell(case.tensor(2, WIDTH), tuple(case.tensor(*shape) for shape in states))
+
+
+@claim("recurrent.cell.state-rank")
+@pytest.mark.parametrize("cls", CELLS, ids=name)
+def test_cells_refuse_states_of_three_dimensions(case, cls):
+    cell, good, bad = case.module(cls, WIDTH, HIDDEN), case.tensor(2, HIDDEN), case.tensor(1, 2, HIDDEN)
+    for state in ((good, bad), (bad, good)) if cls is nn.LSTMCell else (bad,):
+        with case.raises(ValueError, "1D or 2D.*3D"):
+            cell(case.tensor(2, WIDTH), state)
+
+
+LENGTHS = [1, 4, 3]
 
 
 @claim("recurrent.packed.each-sequence-alone", "recurrent.packed.order-restored")
@@ -359,6 +399,7 @@ def test_packed_sequences_run_alone(case, cls, lengths, is_sorted):
 
 
 @claim("recurrent.packed.each-sequence-alone")
+@axes(dtype="float64")  # not the default, which zeros of their own would have
 @pytest.mark.parametrize("cls", NETWORKS, ids=name)
 def test_packed_sequences_start_from_zeros(case, cls):
     layer, x = case.module(cls, WIDTH, HIDDEN, bidirectional=True), case.tensor(4, 3, WIDTH)
@@ -375,7 +416,7 @@ def test_packing_and_padding_are_inverse(case, batch_first):
         x[length:, i] = -7.0
     given = x.transpose(0, 1) if batch_first else x
     packed = pack_padded_sequence(given, LENGTHS, batch_first, enforce_sorted=False)
-    assert packed.batch_sizes.tolist() == [3, 3, 2, 1]
+    assert packed.batch_sizes.tolist() == [3, 2, 2, 1]
     assert packed.sorted_indices.tolist() == [1, 2, 0]
     y, lengths = pad_packed_sequence(packed, batch_first, padding_value=-7.0)
     case.same(y, given)
@@ -539,3 +580,83 @@ def test_parameters_start_uniform(case, cls):
 def test_constructors_refuse_nonsense(case, make, words):
     with case.raises((ValueError, RuntimeError), words):
         make()
+
+
+@claim("recurrent.init.sizes-checked")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_sizes_must_be_positive_whole_numbers(case, cls):
+    for sizes, words in (((0, 5), "input_size"), ((3, 0), "hidden_size"), ((3, 5, 0), "num_layers")):
+        with case.raises(ValueError, f"{words} must be greater than zero"):
+            cls(*sizes)
+    for sizes, words in (((3.0, 5), "input_size"), ((3, 5.0), "hidden_size")):
+        with case.raises(TypeError, f"{words} should be of type int"):
+            cls(*sizes)
+    for name in ("bias", "batch_first"):
+        with case.raises(TypeError, f"{name} should be of type bool"):
+            cls(3, 5, **{name: 1})
+
+
+@claim("recurrent.init.positions")
+@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU], ids=name)
+def test_settings_by_position_and_by_name(case, cls):
+    kind = ["relu"] if cls is nn.RNN else []
+    layer, plain = cls(3, 5, 2, *kind, False, True, 0.3, True), cls(3, 5)
+    assert (layer.input_size, layer.hidden_size, layer.num_layers) == (3, 5, 2)
+    assert (layer.bias, layer.batch_first, layer.dropout, layer.bidirectional) == (False, True, 0.3, True)
+    assert (plain.num_layers, plain.bias, plain.batch_first, plain.dropout) == (1, True, False, 0.0)
+    assert (plain.bidirectional, plain.proj_size) == (False, 0)
+    assert (layer.mode, plain.mode) == (("RNN_RELU", "RNN_TANH") if kind else (cls.__name__,) * 2)
+    if kind:
+        assert (layer.nonlinearity, plain.nonlinearity) == ("relu", "tanh")
+        assert cls(3, 5, nonlinearity="relu").nonlinearity == nn.RNNCell(3, 5, True, "relu").nonlinearity == "relu"
+
+
+@claim("recurrent.layers.copied")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_has_weights_of_its_own(case, cls, how):
+    layer, x = case.module(cls, WIDTH, HIDDEN, 2, bidirectional=True), case.tensor(3, 2, WIDTH)
+    made = copy.deepcopy(layer) if how == "deepcopy" else pickle.loads(pickle.dumps(layer))
+    before = layer(x)[0]
+    case.same(made(x)[0], before)
+    with torch.no_grad():
+        made.weight_hh_l1.mul_(2)
+    assert not torch.equal(made(x)[0], before)
+    case.same(layer(x)[0], before)
+
+
+@claim("recurrent.layers.old-pickle")
+@pytest.mark.parametrize(("projection", "bias"), [(0, True), (0, False), (2, True)])
+def test_layers_of_old_pickles_find_their_weights(case, projection, bias):
+    layer = case.module(nn.LSTM, WIDTH, HIDDEN, 2, bias=bias, bidirectional=True, proj_size=projection)
+    state = {
+        k: v
+        for k, v in layer.__getstate__().items()
+        if k not in ("_all_weights", "_flat_weights", "_flat_weights_names")
+    }
+    state["all_weights"] = [list(layer.parameters())]  # tensors stood there before there were names
+    if not projection:
+        del state["proj_size"]
+    made, x = nn.LSTM.__new__(nn.LSTM), case.tensor(3, 2, WIDTH)
+    made.__setstate__(state)
+    assert made.proj_size == projection
+    case.same(made(x)[0], layer(x)[0])
+    assert [id(p) for group in made.all_weights for p in group] == [id(p) for p in layer.parameters()]
+
+
+@claim("recurrent.layers.replaced-weights")
+@pytest.mark.parametrize("cls", [*NETWORKS, RELU], ids=name)
+def test_weights_put_in_their_place_are_used(case, cls):
+    layer, x = case.module(cls, WIDTH, HIDDEN), case.tensor(3, 2, WIDTH)
+    states = states_for(case, cls, 1, 2, HIDDEN)
+    other = case.module(cls, WIDTH, HIDDEN)
+    wanted = law(cls, other, x, states)[0]
+    own = law(cls, layer, x, states)[0]
+    within(
+        case, [torch.func.functional_call(layer, dict(other.named_parameters()), (x, as_argument(states)))[0]], [wanted]
+    )
+    within(case, [layer(x, as_argument(states))[0]], [own])
+    for key, parameter in other.named_parameters():
+        setattr(layer, key, parameter)
+    within(case, [layer(x, as_argument(states))[0]], [wanted])
+    assert all(a is b for a, b in zip(layer.all_weights[0], other.parameters(), strict=True))

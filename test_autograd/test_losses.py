@@ -188,3 +188,157 @@ def test_broadcasting_a_target_warns(case, name):
     with pytest.warns(UserWarning, match="target size"):
         losses = CALLS[name](x, t, reduction="none")
     assert losses.shape == (3, 3)
+
+
+def distance(a, b):
+    return (a - b).abs().sum(-1)
+
+
+def signs(case, *shape):
+    """One and minus one in turn."""
+    return case.tensor_of(1 - 2 * (np.arange(np.prod(shape)) % 2).reshape(shape))
+
+
+def labels(case, *shape):
+    """Every class in turn."""
+    return torch.as_tensor(np.arange(np.prod(shape)).reshape(shape) % 4).to(case.device)
+
+
+SETTINGS = {  # settings unlike the defaults, and the arguments of one call
+    "L1Loss": lambda case: ({}, [case.tensor(3, 4), case.tensor(3, 4)]),
+    "MSELoss": lambda case: ({}, [case.tensor(3, 4), case.tensor(3, 4)]),
+    "SmoothL1Loss": lambda case: ({"beta": 0.3}, [case.tensor(3, 4), case.tensor(3, 4)]),
+    "HuberLoss": lambda case: ({"delta": 0.3}, [case.tensor(3, 4), case.tensor(3, 4)]),
+    "SoftMarginLoss": lambda case: ({}, [case.tensor(3, 4), signs(case, 3, 4)]),
+    "NLLLoss": lambda case: ({"weight": case.tensor(4).abs(), "ignore_index": 1}, [case.tensor(5, 4), labels(case, 5)]),
+    "CrossEntropyLoss": lambda case: (
+        {"weight": case.tensor(4).abs(), "ignore_index": 1, "label_smoothing": 0.3},
+        [case.tensor(5, 4), labels(case, 5)],
+    ),
+    "PoissonNLLLoss": lambda case: (
+        {"log_input": False, "full": True, "eps": 0.3},
+        [case.tensor(3, 4).abs(), 3 * case.tensor(3, 4).abs()],
+    ),
+    "GaussianNLLLoss": lambda case: (
+        {"full": True, "eps": 0.7},
+        [case.tensor(3, 4), case.tensor(3, 4), case.tensor(3, 4).abs()],
+    ),
+    "KLDivLoss": lambda case: ({"log_target": True}, [case.tensor(3, 4), case.tensor(3, 4)]),
+    "BCELoss": lambda case: (
+        {"weight": case.tensor(4).abs()},
+        [case.tensor(3, 4).sigmoid(), case.tensor(3, 4).sigmoid()],
+    ),
+    "BCEWithLogitsLoss": lambda case: (
+        {"weight": case.tensor(4).abs(), "pos_weight": case.tensor(4).abs()},
+        [case.tensor(3, 4), case.tensor(3, 4).sigmoid()],
+    ),
+    "HingeEmbeddingLoss": lambda case: ({"margin": 0.4}, [case.tensor(3, 4), signs(case, 3, 4)]),
+    "MultiLabelMarginLoss": lambda case: ({}, [case.tensor(3, 4), labels(case, 3, 4)]),
+    "MultiLabelSoftMarginLoss": lambda case: (
+        {"weight": case.tensor(4).abs()},
+        [case.tensor(3, 4), case.tensor(3, 4).sigmoid()],
+    ),
+    "CosineEmbeddingLoss": lambda case: ({"margin": -0.4}, [case.tensor(5, 4), case.tensor(5, 4), signs(case, 5)]),
+    "MarginRankingLoss": lambda case: ({"margin": 0.4}, [case.tensor(5), case.tensor(5), signs(case, 5)]),
+    "MultiMarginLoss": lambda case: (
+        {"p": 2, "margin": 0.4, "weight": case.tensor(4).abs()},
+        [case.tensor(5, 4), labels(case, 5)],
+    ),
+    "TripletMarginLoss": lambda case: (
+        {"margin": 3.0, "p": 3.0, "eps": 0.3, "swap": True},
+        [case.tensor(5, 4) for _ in range(3)],
+    ),
+    "TripletMarginWithDistanceLoss": lambda case: (
+        {"distance_function": distance, "margin": 3.0, "swap": True},
+        [case.tensor(5, 4) for _ in range(3)],
+    ),
+    "CTCLoss": lambda case: (
+        {"blank": 2, "zero_infinity": True},
+        [
+            case.tensor(4, 2, 5).log_softmax(-1),
+            torch.tensor([[1, 3, 1], [4, 4, 4]]),
+            torch.tensor([4, 4]),
+            torch.tensor([2, 3]),
+        ],
+    ),
+}
+FUNCTIONS = {
+    "SmoothL1Loss": "smooth_l1_loss",
+    "BCELoss": "binary_cross_entropy",
+    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
+    "KLDivLoss": "kl_div",
+    "CrossEntropyLoss": "cross_entropy",
+    "MultiLabelMarginLoss": "multilabel_margin_loss",
+    "MultiLabelSoftMarginLoss": "multilabel_soft_margin_loss",
+    "NLLLoss": "nll_loss",
+    "PoissonNLLLoss": "poisson_nll_loss",
+    "GaussianNLLLoss": "gaussian_nll_loss",
+    "CTCLoss": "ctc_loss",
+    "L1Loss": "l1_loss",
+    "MSELoss": "mse_loss",
+    "HuberLoss": "huber_loss",
+    "SoftMarginLoss": "soft_margin_loss",
+    "HingeEmbeddingLoss": "hinge_embedding_loss",
+    "CosineEmbeddingLoss": "cosine_embedding_loss",
+    "MarginRankingLoss": "margin_ranking_loss",
+    "MultiMarginLoss": "multi_margin_loss",
+    "TripletMarginLoss": "triplet_margin_loss",
+    "TripletMarginWithDistanceLoss": "triplet_margin_with_distance_loss",
+}
+
+
+@claim("autograd.loss.settings-handed-on")
+@pytest.mark.filterwarnings("ignore:reduction. .mean", "ignore:Using a target size", "ignore:.*var")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_of_the_module_reaches_the_function(case, name):
+    settings, inputs = SETTINGS[name](case)
+    function, cls = getattr(F, FUNCTIONS[name]), getattr(nn, name)
+    for reduction in ("none", "sum", "mean"):
+        expected = function(*inputs, reduction=reduction, **settings)
+        case.same(cls(reduction=reduction, **settings)(*inputs), expected)
+    plain = function(*inputs)
+    case.same(cls()(*inputs), plain)
+
+
+@claim("autograd.loss.old-reductions")
+def test_size_average_and_reduce_still_choose_the_reduction(case):
+    for average, reduce, reduction in [
+        (None, False, "none"),
+        (False, None, "sum"),
+        (True, None, "mean"),
+        (None, True, "mean"),
+        (False, True, "sum"),
+        (True, False, "none"),
+    ]:
+        for cls in (nn.MSELoss, nn.NLLLoss):
+            with pytest.warns(UserWarning, match="size_average and reduce"):
+                assert cls(size_average=average, reduce=reduce).reduction == reduction
+
+
+@claim("autograd.loss.settings-checked")
+def test_settings_outside_their_domain_are_refused(case):
+    with case.raises(ValueError, "only p == 1 and p == 2"):
+        nn.MultiMarginLoss(p=3)
+    with case.raises((ValueError, AssertionError), "weight|^$"):
+        nn.MultiMarginLoss(weight=case.tensor(2, 2))
+    with case.raises(ValueError, "margin"):
+        nn.TripletMarginLoss(margin=0)
+    with case.raises(ValueError, "margin"):
+        nn.TripletMarginWithDistanceLoss(margin=0)
+    with case.raises(TypeError, "delta"):
+        nn.HuberLoss(delta="1")
+
+
+@claim("autograd.loss.linear-cross-entropy")
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_cross_entropy_is_cross_entropy_of_a_linear_layer(case, bias):
+    settings = {"weight": case.tensor(4).abs(), "ignore_index": 1, "label_smoothing": 0.3}
+    loss, x, target = nn.LinearCrossEntropyLoss(7, 4, bias=bias, **settings), case.tensor(5, 7), labels(case, 5)
+    assert (loss.linear.bias is not None) == bias
+    assert nn.LinearCrossEntropyLoss(7, 4).linear.bias is None
+    expected = F.cross_entropy(loss.linear(x), target, **settings)
+    case.close(loss(x, target), array(expected), k=50)  # the same sums of seven, four and five terms, twice
+    with case.raises(RuntimeError, "label_smoothing"):
+        nn.LinearCrossEntropyLoss(7, 4, label_smoothing=1.1)
+    with case.raises(RuntimeError, "weight"):
+        nn.LinearCrossEntropyLoss(7, 4, weight=case.tensor(3))
