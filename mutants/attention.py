@@ -367,3 +367,306 @@ def causal_mask_hides_the_diagonal(patch):
         return torch.full((size, size), float("-inf")).triu(0)
 
     patch.set(nn.Transformer, "generate_square_subsequent_mask", staticmethod(mask))
+
+
+@mutant("attention.mha.start")
+def separate_keys_start_uninitialised(patch):
+    """Resets the packed projection alone."""
+    patch.source(
+        nn.MultiheadAttention._reset_parameters,
+        "xavier_uniform_(self.k_proj_weight)",
+        "self.k_proj_weight.data.fill_(3.0)",
+    )
+
+
+@mutant("attention.mha.start")
+def projection_starts_as_a_linear_layer(patch):
+    """Starts each third of the packed projection by itself, as three linear layers would."""
+    patch.source(
+        nn.MultiheadAttention._reset_parameters,
+        "xavier_uniform_(self.in_proj_weight)",
+        "[xavier_uniform_(w) for w in self.in_proj_weight.data.chunk(3)]",
+    )
+
+
+@mutant("attention.mha.start")
+def added_keys_start_constant(patch):
+    """Starts the added keys at a constant."""
+    patch.source(nn.MultiheadAttention._reset_parameters, "xavier_normal_(self.bias_k)", "constant_(self.bias_k, 0.1)")
+
+
+@mutant("attention.mha.old-pickle")
+def old_attention_reads_separate_weights(patch):
+    """Loads old attention as if keys had a width of their own."""
+    patch.source(
+        nn.MultiheadAttention.__setstate__,
+        'state["_qkv_same_embed_dim"] = True',
+        'state["_qkv_same_embed_dim"] = False',
+    )
+
+
+@mutant("attention.encoder-layer.old-pickle")
+def old_layers_lose_their_activation(patch):
+    """Puts the ReLU in the place of what was pickled, and not where nothing was."""
+    patch.source(Encoder.__setstate__, "if not hasattr", "if hasattr")
+    patch.source(Decoder.__setstate__, '"activation" not in state', '"activation" in state')
+
+
+@mutant("attention.mha.masks-of-one-kind")
+def masks_of_two_kinds_pass_silently(patch):
+    """Takes masks of two kinds without a word."""
+    patch.source(F._canonical_mask, "if _mask_dtype != other_type:", "if False:")
+
+
+@mutant("attention.mha.masks-of-one-kind")
+def any_mask_is_of_another_kind(patch):
+    """Warns of two masks of one kind."""
+    patch.source(F._canonical_mask, "if _mask_dtype != other_type:", "if True:")
+
+
+@mutant("attention.mha.positive-sizes")
+def zero_heads_taken(patch):
+    """Divides by the number of heads before it looks at it."""
+    patch.source(nn.MultiheadAttention.__init__, "embed_dim <= 0 or num_heads <= 0", "embed_dim < 0 or num_heads < 0")
+
+
+@mutant("attention.mha.fast-path-conditions")
+def fused_attention_in_training(patch):
+    """Takes the fused kernel in training, where it has no dropout."""
+    patch.source(nn.MultiheadAttention.forward, "elif self.training:", "elif False:")
+
+
+@mutant("attention.mha.fast-path-conditions")
+def fused_attention_with_gradients(patch):
+    """Takes the fused kernel, which has no derivative, where one is asked for."""
+    patch.source(nn.MultiheadAttention.forward, "torch.is_grad_enabled() and any(", "False and any(")
+
+
+@mutant("attention.mha.fast-path-conditions")
+def fused_attention_never(patch):
+    """Never takes the fused kernel."""
+    patch.source(nn.MultiheadAttention.forward, "elif (self.num_heads % 2) != 0:", "elif (self.num_heads % 2) == 0:")
+
+
+@mutant("attention.mha.fast-path-conditions")
+def fused_attention_takes_float_masks(patch):
+    """Hands a float mask to the kernel that reads it as a boolean one."""
+    patch.source(nn.MultiheadAttention.forward, "attn_mask is not None and torch.is_floating_point(attn_mask)", "False")
+
+
+@mutant("attention.mha.fast-path-conditions", "attention.mha.added-keys")
+def fused_attention_forgets_the_added_keys(patch):
+    """Takes the fused kernel, which knows no added keys."""
+    patch.source(nn.MultiheadAttention.forward, "elif self.bias_k is not None:", "elif False:")
+    patch.source(nn.MultiheadAttention.forward, "elif self.bias_v is not None:", "elif False:")
+
+
+@mutant("attention.mha.fast-path-conditions", "attention.mha.added-keys")
+def fused_attention_forgets_the_zero_key(patch):
+    """Takes the fused kernel, which knows no zero key."""
+    patch.source(nn.MultiheadAttention.forward, "elif self.add_zero_attn:", "elif False:")
+
+
+@mutant("attention.mha.fast-path-conditions")
+def fused_attention_cannot_be_switched_off(patch):
+    """Does not look at the switch."""
+    patch.source(nn.MultiheadAttention.forward, "if not is_fastpath_enabled:", "if False:")
+
+
+@mutant("attention.mha.fast-path")
+def masks_of_heads_shared_by_all(patch):
+    """Reads the masks of the first head for every head."""
+    patch.source(
+        nn.MultiheadAttention.merge_masks,
+        "attn_mask.view(batch_size, -1, seq_len, seq_len)",
+        "attn_mask.view(batch_size, -1, seq_len, seq_len)[:, :1].expand(-1, self.num_heads, -1, -1)",
+    )
+
+
+@mutant("attention.mha.fast-path", "attention.encoder-layer.fast-path-agrees")
+def padding_of_the_fused_attention_lost(patch):
+    """Forgets padding where there is a mask too."""
+    patch.source(
+        nn.MultiheadAttention.merge_masks, "attn_mask_expanded + key_padding_mask_expanded", "attn_mask_expanded"
+    )
+
+
+@mutant("attention.mha.nested")
+def nested_masks_ignored(patch):
+    """Takes a mask with nested sequences and goes on without."""
+    patch.source(nn.MultiheadAttention.forward, "if any_nested:", "if False:")
+    patch.source(nn.MultiheadAttention.forward, "key_padding_mask is not None or attn_mask is not None", "False")
+
+
+@mutant("attention.mha.nested")
+def nested_sequences_share_their_length(patch):
+    """Attends to padding in nested sequences."""
+    patch.wrap(
+        torch,
+        "_native_multi_head_attention",
+        lambda original, *args: tuple(t * 0.99 if t is not None and t.is_nested else t for t in original(*args)),
+    )
+
+
+@mutant("attention.mha.errors")
+def whole_numbers_taken_for_masks(patch):
+    """Adds whole numbers to the scores."""
+    patch.source(F._canonical_mask, "if _mask_dtype != torch.bool and not _mask_is_float:", "if False:")
+
+
+@mutant("attention.encoder-layer.activation", "attention.encoder-layer.fast-path-agrees")
+def activation_of_training_only(patch):
+    """Applies the ReLU in the fused kernel whatever was given."""
+    patch.wrap(torch, "_transformer_encoder_layer_fwd", lambda original, *args: original(*args[:7], False, *args[8:]))
+
+
+@mutant("attention.encoder-layer.fast-path-only-in-eval")
+def modules_are_other_activations(patch):
+    """Knows the functions and not the modules of an activation."""
+    patch.source(
+        Encoder.__init__, "activation is F.gelu or isinstance(activation, torch.nn.GELU)", "activation is F.gelu"
+    )
+
+
+@mutant("attention.encoder-layer.fast-path-only-in-eval")
+def hooks_cancel_out(patch):
+    """Takes hooks before and after for none."""
+    patch.source(Encoder.forward, '+ len(getattr(m, "_forward_pre_hooks"', '- len(getattr(m, "_forward_pre_hooks"')
+
+
+@mutant("attention.encoder-layer.fast-path-only-in-eval")
+def fast_path_cannot_be_switched_off(patch):
+    """Does not look at the switch."""
+    patch.source(Encoder.forward, "if not is_fastpath_enabled:", "if False:")
+
+
+@mutant("attention.encoder-layer.fast-path-only-in-eval")
+def encoder_norms_share_eps(patch):
+    """Takes the first norm's eps for both."""
+    patch.source(Encoder.forward, "self.norm1.eps != self.norm2.eps", "False")
+
+
+@mutant("attention.encoder.nested-conditions")
+def padding_left_out_of_any_mask(patch):
+    """Leaves padding out where a mask is given too."""
+    patch.source(nn.TransformerEncoder.forward, "elif mask is not None:", "elif False:")
+
+
+@mutant("attention.encoder.nested-conditions")
+def unaligned_padding_left_out(patch):
+    """Does not ask whether padding stands at the end."""
+    patch.source(nn.TransformerEncoder.__init__, "self.mask_check = mask_check", "self.mask_check = False")
+
+
+@mutant("attention.encoder.nested-conditions")
+def encoder_never_warns(patch):
+    """Says nothing where padding can never be left out."""
+    patch.source(nn.TransformerEncoder.__init__, "if enable_nested_tensor and why_not_sparsity_fast_path:", "if False:")
+
+
+@mutant("attention.encoder.nested-conditions")
+def odd_heads_nested(patch):
+    """Leaves padding out for an odd number of heads."""
+    patch.source(nn.TransformerEncoder.__init__, "self_attn.num_heads % 2 == 1", "self_attn.num_heads % 3 == 1")
+
+
+@mutant("attention.encoder.is-causal", "attention.decoder.is-causal")
+def length_is_the_batch(patch):
+    """Looks for the length on the axis of the batch."""
+    patch.source(transformer._get_seq_len, "1 if batch_first else 0", "0 if batch_first else 1")
+
+
+@mutant("attention.encoder.is-causal", "attention.decoder.is-causal")
+def hint_not_believed(patch):
+    """Looks at the mask although it was told."""
+    patch.source(transformer._detect_is_causal_mask, "is_causal is None and mask is not None", "mask is not None")
+
+
+@mutant("attention.decoder.is-causal")
+def memory_causal_like_the_target(patch):
+    """Takes the target's hint for the memory too."""
+    patch.source(nn.TransformerDecoder.forward, "memory_is_causal=memory_is_causal", "memory_is_causal=tgt_is_causal")
+
+
+@mutant("attention.transformer.is-causal")
+def hints_of_the_transformer_lost(patch):
+    """Hands no hint on."""
+    patch.source(nn.Transformer.forward, "is_causal=src_is_causal", "is_causal=None")
+
+
+@mutant("attention.transformer.is-causal")
+def weights_asked_for_and_thrown_away(patch):
+    """Asks attention for weights that nobody reads."""
+    patch.source(Decoder._sa_block, "need_weights=False", "need_weights=True")
+
+
+@mutant("attention.transformer.is-causal")
+def memory_mask_said_to_be_causal(patch):
+    """Tells the attention to the memory what holds of the target."""
+    patch.source(Decoder._mha_block, "is_causal=is_causal", "is_causal=not is_causal")
+
+
+@mutant("attention.transformer.settings")
+def decoder_keeps_the_default_eps(patch):
+    """Forgets eps in a norm of the decoder."""
+    patch.source(
+        Decoder.__init__,
+        "self.norm3 = LayerNorm(d_model, eps=layer_norm_eps",
+        "self.norm3 = LayerNorm(d_model, eps=1e-5",
+    )
+
+
+@mutant("attention.transformer.settings")
+def default_of_one_head(patch):
+    """Has one head by default."""
+    patch.set(nn.Transformer.__init__, "__defaults__", (512, 1, *nn.Transformer.__init__.__defaults__[2:]))
+
+
+@mutant("attention.transformer.settings")
+def inner_width_is_four_times_the_model(patch):
+    """Takes four times the model's features for the inner width by default."""
+    patch.source(
+        Encoder.__init__,
+        "self.linear1 = Linear(",
+        "dim_feedforward = 4 * d_model if dim_feedforward == 2048 else dim_feedforward\n    self.linear1 = Linear(",
+    )
+
+
+@mutant("attention.transformer.no-bias")
+def decoder_norms_keep_a_bias(patch):
+    """Keeps the bias of the norms."""
+    patch.source(Decoder.__init__, "eps=layer_norm_eps, bias=bias", "eps=layer_norm_eps, bias=True")
+
+
+@mutant("attention.transformer.no-bias")
+def final_norms_keep_a_bias(patch):
+    """Keeps the bias of the norms at the end."""
+    patch.source(nn.Transformer.__init__, "bias=bias", "bias=True")
+
+
+@mutant("attention.transformer.custom-parts")
+def custom_encoder_forgotten(patch):
+    """Builds an encoder of its own where one is given."""
+    patch.source(nn.Transformer.__init__, "self.decoder = custom_decoder", "self.decoder = custom_encoder")
+
+
+@mutant("attention.transformer.start")
+def transformer_keeps_its_parts_start(patch):
+    """Leaves the start of the linear layers as it was."""
+    patch.source(nn.Transformer.__init__, "self._reset_parameters()", "pass")
+
+
+@mutant("attention.transformer.start")
+def vectors_reset_too(patch):
+    """Sets the biases to zero with the matrices."""
+    patch.source(
+        nn.Transformer._reset_parameters,
+        "xavier_uniform_(p)",
+        "xavier_uniform_(p)\n        elif p.dim() == 1 and p.numel() > 32:\n            p.data.zero_()",
+    )
+
+
+@mutant("attention.transformer.errors")
+def width_checked_on_one_side(patch):
+    """Refuses another width only where both have it."""
+    patch.source(nn.Transformer.forward, "src.size(-1) != self.d_model or", "src.size(-1) != self.d_model and")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad, functional, graph
 
-from torch_conformance.mutation import mutant
+from torch_conformance.mutation import NotApplicable, mutant
 
 Tensor = torch.Tensor
 GRADCHECK = sys.modules["torch.autograd.gradcheck"]  # the function of this name hides the module
@@ -1248,3 +1248,44 @@ def anomaly_mode_keeps_no_stack(patch):
     """Checks for NaN, and forgets where the forward call was."""
     for module in (traceback, torch.fx.traceback):
         patch.set(module, "format_stack", lambda *_, **__: ["(not kept)"])
+
+
+@mutant("autograd.loss.settings-handed-on")
+def weight_of_the_classes_lost(patch):
+    """A loss module that forgets its weight."""
+    patch.source(nn.CrossEntropyLoss.forward, "weight=self.weight,", "")
+
+
+@mutant("autograd.loss.settings-handed-on")
+def swap_of_the_triplets_lost(patch):
+    """A loss module that forgets an option."""
+    patch.source(nn.TripletMarginLoss.forward, "swap=self.swap,", "")
+
+
+@mutant("autograd.loss.old-reductions")
+def reduce_alone_ignored(patch):
+    """Looks at the old settings only where both are given."""
+    patch.source(
+        nn.modules.loss._Loss.__init__,
+        "size_average is not None or reduce is not None",
+        "size_average is not None and reduce is not None",
+    )
+    patch.source(
+        nn.modules.loss._WeightedLoss.__init__,
+        "super().__init__(size_average, reduce, reduction)",
+        "super().__init__(size_average, reduce, reduction)",
+    )
+
+
+@mutant("autograd.loss.settings-checked")
+def margins_unchecked(patch):
+    """Takes a margin of zero, for which every triplet is as good."""
+    patch.source(nn.TripletMarginLoss.__init__, "if margin <= 0:", "if margin < 0:")
+
+
+@mutant("autograd.loss.linear-cross-entropy")
+def linear_loss_forgets_its_bias(patch):
+    """Leaves the bias of the layer out."""
+    if not hasattr(nn, "LinearCrossEntropyLoss"):
+        raise NotApplicable("no LinearCrossEntropyLoss")
+    patch.source(nn.LinearCrossEntropyLoss.forward, "linear_bias=linear_bias", "linear_bias=None")

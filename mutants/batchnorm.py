@@ -932,3 +932,42 @@ def old_checkpoint_resets_the_counter(patch):
     patch.source(
         NormBase._load_from_state_dict, "self.num_batches_tracked is not None", "self.num_batches_tracked is None"
     )
+
+
+@mutant("batchnorm.lazy.rank")
+def lazy_ranks_unchecked(patch):
+    """Takes any rank until the first batch has been seen."""
+    for rank in "123":
+        patch.set(getattr(nn, f"LazyBatchNorm{rank}d"), "_check_input_dim", lambda layer, x: None)
+
+
+@mutant("batchnorm.lazy.uninitialised")
+def lazy_eps_is_layernorms(patch):
+    """Has another default before the first batch."""
+    patch.set(
+        nn.modules.batchnorm._LazyNormBase.__init__,
+        "__defaults__",
+        (1e-3, *nn.modules.batchnorm._LazyNormBase.__init__.__defaults__[1:]),
+    )
+
+
+@mutant("batchnorm.network.old-checkpoint-on-meta")
+def counter_without_storage_left_alone(patch):
+    """Puts the counter without storage where the checkpoint has none."""
+    patch.source(
+        nn.modules.batchnorm._NormBase._load_from_state_dict,
+        'and self.num_batches_tracked.device != torch.device("meta")',
+        "",
+    )
+
+
+@mutant("batchnorm.sync.convert-without-bias")
+def converted_layers_get_a_bias(patch):
+    """Forgets whether the layer had a bias."""
+    patch.source(nn.SyncBatchNorm.convert_sync_batchnorm, "module.bias is not None", "True")
+
+
+@mutant("batchnorm.sync.convert")
+def process_group_forgotten(patch):
+    """Synchronises over all processes whatever group is given."""
+    patch.source(nn.SyncBatchNorm.__init__, "self.process_group = process_group", "self.process_group = None")

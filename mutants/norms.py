@@ -6,6 +6,8 @@ from torch import nn
 
 from torch_conformance.mutation import NotApplicable, mutant
 
+CrossMap = nn.modules._functions.CrossMapLRN2d
+
 LayerNorm, GroupNorm, InstanceNorm = nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d.__mro__[1]
 
 
@@ -1347,3 +1349,40 @@ def weight_norm_ignores_the_dimension(patch):
 def weight_norm_starts_at_one(patch):
     """Starts the magnitude at one, so that the weight changes when it is applied."""
     patch.wrap(torch, "norm_except_dim", lambda original, *a, **k: torch.ones_like(original(*a, **k)))
+
+
+@mutant("norms.crossmaplrn.formula")
+def cross_map_window_one_short(patch):
+    """Takes one channel too few into the first window."""
+    patch.source(CrossMap.forward, "(ctx.size - 1) / 2 + 1", "(ctx.size - 1) / 2")
+
+
+@mutant("norms.crossmaplrn.formula", "norms.crossmaplrn.gradient")
+def cross_map_forgets_k(patch):
+    """Leaves the constant out of the divisor."""
+    patch.source(CrossMap.forward, ".add_(ctx.k)", ".add_(1)")
+
+
+@mutant("norms.crossmaplrn.gradient")
+def cross_map_gradient_of_the_numerator(patch):
+    """Takes the divisor for a constant."""
+    patch.source(CrossMap.backward, "2 * ctx.alpha * ctx.beta / ctx.size", "0.0")
+
+
+@mutant("norms.crossmaplrn.settings")
+def cross_map_takes_the_defaults_of_alexnet(patch):
+    """Starts from the paper's k = 2."""
+    patch.set(nn.CrossMapLRN2d.__init__, "__defaults__", (1e-4, 0.75, 2))
+
+
+@mutant("norms.instancenorm.checkpoint-without-version")
+def instance_statistics_swallowed(patch):
+    """Drops the statistics of old checkpoints silently."""
+    patch.source(nn.modules.instancenorm._InstanceNorm._load_from_state_dict, "error_msgs.append(", "repr(")
+
+
+@mutant("norms.instancenorm.lazy-rank")
+def lazy_instance_ranks_unchecked(patch):
+    """Takes any rank until the first input has been seen."""
+    for rank in "123":
+        patch.set(getattr(nn, f"LazyInstanceNorm{rank}d"), "_check_input_dim", lambda layer, x: None)

@@ -290,3 +290,180 @@ def arguments_unchecked(patch):
     """Takes any number for dropout, and any width of projection."""
     patch.source(nn.RNNBase.__init__, "raise ValueError(", "print(")
     patch.source(nn.RNNBase.__init__, "proj_size < 0", "False")
+
+
+@mutant("recurrent.cell.state-rank")
+def state_of_three_dimensions_taken(patch):
+    """Leaves the rank of the state to the kernel."""
+    for cls in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
+        patch.source(cls.forward, "raise ValueError", "repr")
+
+
+@mutant("recurrent.layout.errors")
+def cell_state_unchecked(patch):
+    """Checks the hidden state and not the cell's."""
+    patch.source(
+        nn.LSTM.check_forward_args, "self.get_expected_cell_size(input, batch_sizes)", "tuple(hidden[1].shape)"
+    )
+
+
+@mutant("recurrent.init.sizes-checked")
+def sizes_unchecked(patch):
+    """Makes layers of no features."""
+    patch.source(nn.RNNBase.__init__, "input_size <= 0", "input_size < 0")
+
+
+@mutant("recurrent.init.sizes-checked")
+def whole_numbers_not_asked_for(patch):
+    """Rounds sizes down."""
+    patch.source(nn.RNNBase.__init__, "not isinstance(input_size, int)", "False")
+    patch.source(nn.RNNBase.__init__, "input_size <= 0", "input_size < 1.0")
+
+
+@mutant("recurrent.init.positions")
+def nonlinearity_by_position_lost(patch):
+    """Takes the fourth position for the bias, as other networks do."""
+    patch.source(nn.RNN.__init__, "self.nonlinearity = args[3]", "self.nonlinearity = 'tanh'")
+
+
+@mutant("recurrent.layers.copied")
+def copies_share_weights(patch):
+    """Copies a layer without what its list of weights holds."""
+    patch.set(nn.RNNBase, "__deepcopy__", lambda layer, memo: layer)
+
+
+@mutant("recurrent.layers.old-pickle")
+def old_pickles_lose_the_biases(patch):
+    """Rebuilds the names of the weights alone."""
+    patch.source(nn.RNNBase.__setstate__, "if self.bias:", "if False:")
+
+
+@mutant("recurrent.layers.old-pickle")
+def old_pickles_get_a_projection(patch):
+    """Reads a projection into layers that were pickled before there was one."""
+    patch.source(nn.RNNBase.__setstate__, "self.proj_size = 0", "self.proj_size = 1")
+
+
+@mutant("recurrent.layers.replaced-weights")
+def weights_cached_for_ever(patch):
+    """Holds on to the weights it was built with."""
+    patch.source(nn.RNNBase._weights_have_changed, "weights_changed = True", "weights_changed = False")
+    patch.source(nn.RNNBase.__setattr__, "self._flat_weights[idx] = value", "pass")
+
+
+@mutant("recurrent.rnn.formula", "recurrent.cell.formula")
+def relu_is_tanh(patch):
+    """Takes tanh where the ReLU was asked for."""
+    replace(
+        patch,
+        ("rnn_relu", "rnn_relu_cell"),
+        lambda name, kernel, *args: getattr(_VF, name.replace("relu", "tanh"))(*args),
+    )
+
+
+@mutant("recurrent.cell.formula", "recurrent.gradient.cell")
+def cell_forgets_the_second_bias(patch):
+    """Leaves the hidden state's bias out of a cell."""
+    replace(
+        patch, CELLS, lambda name, kernel, *args: kernel(*args[:-1], args[-1] * 0 if args[-1] is not None else None)
+    )
+
+
+@mutant("recurrent.cell.state-defaults-to-zeros", "recurrent.state.defaults-to-zeros")
+def batched_zeros_for_a_single_sequence(patch):
+    """Makes the zeros in the default dtype."""
+    zeros_of_torch = torch.zeros
+
+    class Torch:
+        zeros = staticmethod(lambda *shape, dtype=None, **kwargs: zeros_of_torch(*shape, **kwargs))
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    patch.set(rnn, "torch", Torch())
+
+
+@mutant("recurrent.lstm.projection")
+def projection_forgotten_in_the_state(patch):
+    """Returns the state before its projection."""
+    patch.source(
+        nn.LSTM.get_expected_hidden_size
+        if "get_expected_hidden_size" in vars(nn.LSTM)
+        else nn.RNNBase.get_expected_hidden_size,
+        "if self.proj_size > 0:",
+        "if False:",
+    )
+
+
+@mutant("recurrent.packed.each-sequence-alone")
+def first_batch_size_is_the_second(patch):
+    """Takes the number of sequences from the second step."""
+    patch.source(nn.RNNBase.get_expected_hidden_size, "batch_sizes[0]", "batch_sizes[1]")
+
+
+@mutant("recurrent.packed.order-restored")
+def permuted_state_not_restored(patch):
+    """Leaves the final states in order of their lengths."""
+    for cls in (nn.RNN, nn.LSTM, nn.GRU):
+        patch.set(cls, "permute_hidden", lambda layer, state, permutation: state)
+
+
+@mutant("recurrent.packed.order-restored", "recurrent.packed.each-sequence-alone")
+def initial_state_not_permuted(patch):
+    """Gives the sequences the states of others."""
+    for cls in (nn.RNN, nn.GRU):
+        patch.source(cls.forward, "hx = self.permute_hidden(hx, sorted_indices)", "pass")
+
+
+@mutant("recurrent.packed.round-trip")
+def total_length_unchecked(patch):
+    """Takes a total length below that of the longest sequence."""
+    patch.source(nn.utils.rnn.pad_packed_sequence, "if total_length < max_seq_length:", "if False:")
+
+
+@mutant("recurrent.packed.round-trip")
+def unsorted_lengths_taken_as_sorted(patch):
+    """Sorts whatever it is given."""
+    patch.source(nn.utils.rnn.pack_padded_sequence, "if enforce_sorted:", "if False:")
+
+
+@mutant("recurrent.layers.parameters", "recurrent.layers.bidirectional")
+def reverse_names_come_first(patch):
+    """Names the reverse direction's weights as the forward one's."""
+    patch.source(nn.RNNBase.__init__, "if direction == 1 else", "if direction == 0 else")
+
+
+@mutant("recurrent.layers.bidirectional", "recurrent.layers.parameters")
+def deeper_layers_as_wide_as_one_direction(patch):
+    """Reads the layer below in one direction."""
+    patch.source(nn.RNNBase.__init__, "real_hidden_size * num_directions", "real_hidden_size")
+
+
+@mutant("recurrent.init.uniform")
+def start_by_the_width_of_the_input(patch):
+    """Takes the bound from the input's width, as linear layers do."""
+    patch.source(nn.RNNBase.reset_parameters, "self.hidden_size", "self.input_size")
+
+
+@mutant("recurrent.init.uniform")
+def cells_start_by_the_width_of_the_input(patch):
+    """Takes a cell's bound from the input's width."""
+    patch.source(rnn.RNNCellBase.reset_parameters, "self.hidden_size", "self.input_size")
+
+
+@mutant("recurrent.dropout.one-layer-warns")
+def warns_of_every_dropout(patch):
+    """Warns of dropout between layers too."""
+    patch.source(nn.RNNBase.__init__, "dropout > 0 and num_layers == 1", "dropout > 0")
+
+
+@mutant("recurrent.init.arguments-checked")
+def dropout_above_one_taken(patch):
+    """Takes percentages."""
+    patch.source(nn.RNNBase.__init__, "0 <= dropout <= 1", "0 <= dropout <= 100")
+
+
+@mutant("recurrent.layout.unbatched")
+def unbatched_state_taken_as_batched(patch):
+    """Does not add the batch axis to the states."""
+    patch.source(nn.GRU.forward, "hx = hx.unsqueeze(1)", "pass")
