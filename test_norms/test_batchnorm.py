@@ -1037,6 +1037,7 @@ def test_old_checkpoint_leaves_the_counter(case, metadata):
 def test_old_checkpoint_starts_the_counter_of_a_layer_without_storage(case):
     layer, old = nn.BatchNorm1d(5, device="meta"), old_checkpoint(case, metadata=True)
     layer.load_state_dict(old, assign=True)
+    assert layer.num_batches_tracked.device.type != "meta"
     case.same(layer.num_batches_tracked, torch.tensor(0))
     case.same(layer.running_var, old["running_var"])
 

@@ -90,13 +90,13 @@ def test_long_sums_of_gradients_are_held_in_float32(case, cls):
 
 
 @claim("norms.normalize.formula")
-@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
-@pytest.mark.parametrize("dim", [0, 1, -1])
+@axes(dtype=FLOATING, layout=("contiguous", "strided"))
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
-def test_normalize_divides_by_the_norm(case, p, dim):
+def test_normalize_divides_by_the_norm(case, p):
     x = case.tensor(3, 7, 5)
-    expected = reference.normalize(array(x), p, dim, 1e-12)
-    case.close(case.function(F.normalize)(x, p=p, dim=dim), expected, k=x.shape[dim] / 2 + 4)  # sum, powers, quotient
+    for dim in (0, 1, -1):  # half an eps for each term of the sum, and powers, root and quotient
+        expected = reference.normalize(array(x), p, dim, 1e-12)
+        case.close(case.function(F.normalize)(x, p=p, dim=dim), expected, k=x.shape[dim] / 2 + 4)
 
 
 @claim("norms.normalize.eps-is-a-floor")

@@ -6,12 +6,17 @@ implementation may compute it in a narrower dtype (Higham, Accuracy and Stabilit
 the half eps of a single rounding, for an implementation may split any operation in two (multiply by a reciprocal,
 scale first). Every operation also remembers its operands and its derivative, so that a law written as a formula
 yields its gradients by the chain rule, with bounds of their own.
+
+Where many steps follow each other that bound grows with the product of the sizes of their derivatives, and hides
+what `sharpened` shows: the same first-order error, but each step's own roundings weighed by the derivative of the
+result with respect to that step, all steps after it taken together (Bauer 1974; Linnainmaa 1976).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -20,10 +25,14 @@ class Rounded:
     """``value`` (float64 array), ``error`` (same shape, in eps) and the operands with their derivatives."""
 
     __array_ufunc__ = None
+    inherits = True
 
     def __init__(self, value: np.ndarray, error: np.ndarray | float = 0.0, operands: Sequence[Operand] = ()) -> None:
         self.value = np.asarray(value)
         self.error = error if isinstance(error, np.ndarray) else np.full(self.value.shape, error)
+        self.own = self.error
+        if not Rounded.inherits:
+            self.error = np.zeros(self.value.shape)
         self.operands = tuple(operands)
 
     @property
@@ -76,12 +85,13 @@ class Rounded:
         return Rounded(self.value[index], self.error[index], [(self, back)])
 
     def swapaxes(self, one: int, other: int) -> Rounded:
+        one, other = (axis - self.value.ndim if axis >= 0 else axis for axis in (one, other))
         value, error = self.value.swapaxes(one, other), self.error.swapaxes(one, other)
         return Rounded(value, error, [(self, lambda g: g.swapaxes(one, other))])
 
     def reshape(self, *shape: int) -> Rounded:
         value, error = self.value.reshape(shape), self.error.reshape(shape)
-        return Rounded(value, error, [(self, lambda g: g.reshape(*self.shape))])
+        return Rounded(value, error, [(self, lambda g: g.reshape(*g.shape[: len(g.shape) - value.ndim], *self.shape))])
 
     def sum(self, axis: int) -> Rounded:
         """The sum along the axis, which is kept: as many roundings as terms, in whatever order."""
@@ -174,7 +184,8 @@ def concatenate(parts: Sequence[Rounded], axis: int = -1) -> Rounded:
     for part, end in zip(parts, ends, strict=True):
         within = [slice(None)] * part.value.ndim
         within[axis] = slice(int(end) - part.shape[axis], int(end))
-        operands.append((part, lambda g, within=tuple(within): Rounded(g.value[within], g.error[within])))
+        place = (..., *within)
+        operands.append((part, lambda g, place=place: Rounded(g.value[place], g.error[place])))
     value = np.concatenate([part.value for part in parts], axis)
     return Rounded(value, np.concatenate([part.error for part in parts], axis), operands)
 
@@ -200,11 +211,12 @@ def add(arrived: dict[int, Rounded], node: Rounded, part: Rounded) -> None:
     arrived[id(node)] = leaf(arrived[id(node)] + part) if id(node) in arrived else leaf(part)
 
 
-def to_shape(gradient: Rounded, shape: tuple[int, ...]) -> Rounded:
-    """Summed over the axes along which the operand was broadcast."""
-    while len(gradient.shape) > len(shape):
-        gradient = gradient.sum(0).reshape(*gradient.shape[1:])
-    for axis, size in enumerate(shape):
+def to_shape(gradient: Rounded, shape: tuple[int, ...], leading: int = 0) -> Rounded:
+    """Summed over the axes, after the leading ones, along which the operand was broadcast."""
+    while len(gradient.shape) > len(shape) + leading:
+        rest = gradient.shape[:leading] + gradient.shape[leading + 1 :]
+        gradient = gradient.sum(leading).reshape(*rest)
+    for axis, size in enumerate(shape, leading):
         if size == 1 and gradient.shape[axis] != 1:
             gradient = gradient.sum(axis)
     return gradient
@@ -224,3 +236,39 @@ def sorted_by_use(outputs: Sequence[Rounded]) -> list[Rounded]:
             waiting.append((node, True))
             waiting.extend((operand, False) for operand, _ in node.operands)
     return order
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """What is computed here holds the roundings of each step alone, as `sharpened` takes them."""
+    Rounded.inherits = False
+    try:
+        yield
+    finally:
+        Rounded.inherits = True
+
+
+def sharpened(result: Rounded) -> Rounded:
+    """The result of a law computed within `own_errors`, with the sum of all roundings that lead to each element.
+
+    A rounding of a step reaches the result with the derivative by that step; its size is that step's own error.
+    Costs one backward pass for all elements of the result together, whose number is therefore best kept small.
+    """
+    count = result.value.size
+    nodes = sorted_by_use([result])
+    active: set[int] = set()
+    for node in nodes:
+        if node.own.any() or any(id(operand) in active for operand, _ in node.operands):
+            active.add(id(node))
+    arrived = {id(result): np.eye(count).reshape(count, *result.shape)}
+    total = np.zeros(count)
+    with own_errors():
+        for node in reversed(nodes):
+            if (slopes := arrived.pop(id(node), None)) is None:
+                continue
+            total += (abs(slopes) * node.own).reshape(count, -1).sum(1)
+            for operand, back in node.operands:
+                if id(operand) in active:
+                    part = to_shape(back(Rounded(slopes)), operand.shape, 1).value
+                    arrived[id(operand)] = arrived.get(id(operand), 0) + part
+    return Rounded(result.value, total.reshape(result.shape))
