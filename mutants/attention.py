@@ -670,3 +670,9 @@ def vectors_reset_too(patch):
 def width_checked_on_one_side(patch):
     """Refuses another width only where both have it."""
     patch.source(nn.Transformer.forward, "src.size(-1) != self.d_model or", "src.size(-1) != self.d_model and")
+
+
+@mutant("attention.mha.static-keys")
+def static_values_ignored(patch):
+    """Takes the static keys and projects the values all the same."""
+    patch.source(MHA, "v = static_v", "v = static_v * 0.5")

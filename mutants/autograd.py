@@ -1289,3 +1289,11 @@ def linear_loss_forgets_its_bias(patch):
     if not hasattr(nn, "LinearCrossEntropyLoss"):
         raise NotApplicable("no LinearCrossEntropyLoss")
     patch.source(nn.LinearCrossEntropyLoss.forward, "linear_bias=linear_bias", "linear_bias=None")
+
+
+@mutant("autograd.loss.weighted-elements")
+def weighted_mean_divides_by_the_count(patch):
+    """Divides the weighted sum by the number of elements."""
+    patch.source(
+        F.mse_loss, "torch.sum(weighted_squared_errors) / torch.sum(weight)", "torch.mean(weighted_squared_errors)"
+    )

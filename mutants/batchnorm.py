@@ -964,7 +964,11 @@ def counter_without_storage_left_alone(patch):
 @mutant("batchnorm.sync.convert-without-bias")
 def converted_layers_get_a_bias(patch):
     """Forgets whether the layer had a bias."""
-    patch.source(nn.SyncBatchNorm.convert_sync_batchnorm, "module.bias is not None", "True")
+    patch.source(
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+        "module_output.bias = module.bias",
+        "module_output.bias = module_output.bias or nn.Parameter(module.weight.data * 1)",
+    )
 
 
 @mutant("batchnorm.sync.convert")

@@ -628,3 +628,27 @@ def rrelu_positive_gradient_scaled(patch):
         return part + (y - part).detach()
 
     patch.wrap(F, "rrelu", rrelu)
+
+
+@mutant("dropout.gumbel.softmax")
+def tau_multiplies(patch):
+    """Multiplies by the temperature."""
+    patch.source(F.gumbel_softmax, "(logits + gumbels) / tau", "(logits + gumbels) * tau")
+
+
+@mutant("dropout.gumbel.choice")
+def noise_is_logistic(patch):
+    """Adds the noise of one logarithm alone, forgetting the second."""
+    patch.source(F.gumbel_softmax, ".exponential_()\n        .log()", ".exponential_()")
+
+
+@mutant("dropout.gumbel.choice")
+def noise_of_the_wrong_sign(patch):
+    """Adds the least and not the greatest of exponential noise."""
+    patch.source(F.gumbel_softmax, "logits + gumbels", "logits - gumbels")
+
+
+@mutant("dropout.gumbel.straight-through")
+def hard_choice_has_no_gradient(patch):
+    """Returns the choice itself, through which no gradient flows back to the scores."""
+    patch.source(F.gumbel_softmax, "y_hard - y_soft.detach() + y_soft", "y_hard + 0 * y_soft")

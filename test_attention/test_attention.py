@@ -594,6 +594,53 @@ def test_attention_changes_nothing(case, mode):
         layer(q, q, q, need_weights=False)
 
 
+def functional(layer, q, k, v, **options):
+    settings = {"bias_k": None, "bias_v": None, "add_zero_attn": False, "dropout_p": 0.0} | options
+    return F.multi_head_attention_forward(
+        q, k, v, WIDTH, HEADS, layer.in_proj_weight, layer.in_proj_bias,
+        out_proj_weight=layer.out_proj.weight, out_proj_bias=layer.out_proj.bias, **settings,
+    )  # fmt: skip
+
+
+@claim("attention.mha.static-keys")
+def test_static_keys_and_values_are_not_projected(case):
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS), case.tensor(5, 2, WIDTH)
+    k, v = case.tensor(2 * HEADS, 7, WIDTH // HEADS), case.tensor(2 * HEADS, 7, WIDTH // HEADS)
+    y = functional(layer, x, x, x, static_k=k, static_v=v)[0]
+    named, given = parameters(layer), rounded(x.transpose(0, 1))[0]
+    q = reference.split(reference.linear(given, named["in_proj_weight"][:WIDTH], named["in_proj_bias"][:WIDTH]), HEADS)
+    heads = reference.attention(q, *(t.reshape(2, HEADS, 7, WIDTH // HEADS) for t in rounded(k, v)))
+    joined = heads.swapaxes(1, 2).reshape(2, 5, WIDTH)
+    within(case, y.transpose(0, 1), reference.linear(joined, named["out_proj.weight"], named["out_proj.bias"]))
+    for name, wrong in (("static_k", k[1:]), ("static_k", k[..., 1:]), ("static_v", v[1:]), ("static_v", v[..., 1:])):
+        with case.raises(AssertionError, f"{name}.size"):
+            functional(layer, x, x, x, **({"static_k": k, "static_v": v} | {name: wrong}))
+
+
+@claim("attention.mha.errors")
+def test_the_functional_form_checks_its_arguments(case):
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS), case.tensor(5, 2, WIDTH)
+    one = x[:, 0]
+    wrong = [
+        ((x, x, one), {}), ((x, one, x), {}), ((one, x, one), {}), ((one, one, x), {}),
+        ((one, one, one), {"key_padding_mask": hidden(case, 1, 5)}),
+        ((one, one, one), {"attn_mask": hidden(case, 1, 1, 5, 5)}),
+        ((x, x, x), {"key_padding_mask": hidden(case, 5)}), ((x, x, x), {"attn_mask": hidden(case, 5)}),
+        ((x, x, x[:4]), {}), ((x, x, x[:, :1]), {}),
+        ((x, x, x), {"bias_k": case.tensor(1, 1, WIDTH)}), ((x, x, x), {"bias_v": case.tensor(1, 1, WIDTH)}),
+    ]  # fmt: skip
+    for inputs, options in wrong:
+        with case.raises((AssertionError, RuntimeError), "expect|match|shape|bias|size"):
+            functional(layer, *inputs, **options)
+    proj = {f"{name}_proj_weight": case.tensor(WIDTH, WIDTH) for name in "qkv"}
+    functional(layer, x, x, x, use_separate_proj_weight=True, **proj)
+    for name in proj:
+        with case.raises((AssertionError, RuntimeError), "expecting|shape"):
+            functional(layer, x, x, x, use_separate_proj_weight=True, **(proj | {name: case.tensor(WIDTH, WIDTH - 1)}))
+        with case.raises((AssertionError, TypeError), "None|^$"):
+            functional(layer, x, x, x, use_separate_proj_weight=True, **(proj | {name: None}))
+
+
 # -- layers of the Transformer ---------------------------------------------------------------------------------------
 
 IN_FULL = "float64"  # for stacks of layers, where the bound in float32 would be too wide to see a fault

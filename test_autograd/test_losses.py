@@ -342,3 +342,19 @@ def test_linear_cross_entropy_is_cross_entropy_of_a_linear_layer(case, bias):
         nn.LinearCrossEntropyLoss(7, 4, label_smoothing=1.1)
     with case.raises(RuntimeError, "weight"):
         nn.LinearCrossEntropyLoss(7, 4, weight=case.tensor(3))
+
+
+@claim("autograd.loss.weighted-elements")
+@pytest.mark.parametrize("name", ["mse", "l1", "huber"])
+def test_weights_of_elements_weigh_the_mean(case, name):
+    x, t, w = case.tensor(3, 4), case.tensor(3, 4), case.tensor(3, 4).abs()
+    plain = array(CALLS[name](x, t, reduction="none")) * array(w)
+    call = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": lambda *a, **k: F.huber_loss(*a, delta=DELTA, **k)}[name]
+    case.close(call(x, t, reduction="none", weight=w), plain, k=1)  # the product
+    case.close(call(x, t, reduction="sum", weight=w), plain.sum(), k=1 + 12)  # and a sum of twelve
+    divisor = 12 if name == "huber" else array(w).sum()
+    case.close(call(x, t, weight=w), plain.sum() / divisor, k=1 + 24 + 1)  # two sums and the quotient
+    with case.raises(ValueError, "weight"):
+        call(x, t, weight=w[:2])
+    with case.raises(ValueError, "reduction"):
+        call(x, t, weight=w, reduction="average")

@@ -207,3 +207,29 @@ def test_per_sample_weights_need_the_sum(case, mode):
     layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode)
     with case.raises(NotImplementedError, "per_sample_weights.*mode"):
         layer(indices(case), per_sample_weights=case.tensor(2, 3))
+
+
+@claim("linear.embedding.padding-error")
+def test_functional_form_checks_the_padding_row_too(case):
+    weight, ids, g = case.tensor(6, 5, requires_grad=True), indices(case, [0, 1, 5]), case.tensor(3, 5)
+    for padding in (6, -7):
+        with case.raises(AssertionError, "Padding_idx must be within"):
+            F.embedding(ids, weight, padding)
+    for padding in (0, 1, 5, -1, -5, -6):
+        (grad,) = torch.autograd.grad(F.embedding(ids, weight, padding), weight, g)
+        held = [row for row in (0, 1, 5) if row != padding % 6]
+        assert grad.any(1).nonzero().flatten().tolist() == held, padding
+
+
+@claim("linear.embedding.max-norm")
+def test_bags_shorten_their_rows_too(case):
+    layer = case.module(nn.EmbeddingBag, 6, 5, max_norm=0.1, norm_type=1.0)
+    layer(indices(case))
+    assert (abs(array(layer.weight)).sum(1)[[1, 2, 4, 0]] <= 0.1 + 1e-6).all()
+    assert (abs(array(layer.weight)).sum(1)[[3, 5]] > 0.1).all()
+
+
+@claim("linear.embeddingbag.weights-need-sum")
+def test_bags_refuse_unknown_modes(case):
+    with case.raises(ValueError, "mode"):
+        F.embedding_bag(indices(case), case.tensor(6, 5), mode="median")

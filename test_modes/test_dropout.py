@@ -752,3 +752,49 @@ def test_rrelu_inplace_does_the_same(case, training):
 def test_rrelu_refuses_crossed_bounds(case, training):
     with case.raises(RuntimeError, "lower bound should be less"):
         case.module(nn.RReLU, 0.5, 0.1).train(training)(case.tensor(3))
+
+
+# -- a random choice with a gradient -----------------------------------------------------------------------------------
+
+
+def gumbel(case, logits, **options):
+    torch.manual_seed(case.seed)
+    return F.gumbel_softmax(logits, **options)
+
+
+@claim("dropout.gumbel.softmax")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("dim", [0, -1])
+def test_gumbel_softmax_is_a_softmax_of_noisy_scores(case, dim):
+    logits = case.tensor(5, 4)
+    logs = [array(gumbel(case, logits, tau=tau, dim=dim)) for tau in (1.0, 0.5)]
+    case.close(gumbel(case, logits, dim=dim).sum(dim), np.ones(5 if dim else 4), k=10)  # five quotients and their sum
+    squared = logs[0] ** 2 / (logs[0] ** 2).sum(dim, keepdims=True)  # tau = 1/2 doubles the scores
+    size = squared * (8 + 2 * abs(np.log(squared)).max())  # an exponential carries the error of its argument
+    case.close(gumbel(case, logits, tau=0.5, dim=dim), squared, k=16, scale=size)
+
+
+@claim("dropout.gumbel.choice")
+@pytest.mark.parametrize("hard", [True, False])
+def test_gumbel_softmax_chooses_by_the_softmax(case, hard):
+    logits = case.tensor_of(np.log([0.1, 0.2, 0.7])).expand(5003, 3)
+    chosen = F.gumbel_softmax(logits, hard=hard).argmax(-1)
+    for i, p in enumerate((0.1, 0.2, 0.7)):
+        case.binomial((chosen == i).sum(), 5003, p)
+
+
+@claim("dropout.gumbel.straight-through")
+@pytest.mark.parametrize("dim", [0, -1])
+def test_hard_choice_has_the_gradient_of_the_soft_one(case, dim):
+    logits, gradient = case.tensor(5, 4, requires_grad=True), case.tensor(5, 4)
+    soft, hard = gumbel(case, logits, dim=dim), gumbel(case, logits, hard=True, dim=dim)
+    assert torch.equal(hard.argmax(dim), soft.argmax(dim))
+    case.close(hard, array(hard).round(), k=2, scale=1.0)  # a difference and a sum with the soft choice
+    assert (hard.round().sum(dim) == 1).all()
+    grads = [torch.autograd.grad(y, logits, gradient)[0] for y in (soft, hard)]
+    case.same(grads[1], grads[0])
+    with pytest.warns(UserWarning, match="eps"):
+        gumbel(case, logits, eps=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gumbel(case, logits)
