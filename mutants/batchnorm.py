@@ -963,12 +963,9 @@ def counter_without_storage_left_alone(patch):
 
 @mutant("batchnorm.sync.convert-without-bias")
 def converted_layers_get_a_bias(patch):
-    """Forgets whether the layer had a bias."""
-    patch.source(
-        nn.SyncBatchNorm.convert_sync_batchnorm,
-        "module_output.bias = module.bias",
-        "module_output.bias = module_output.bias or nn.Parameter(module.weight.data * 1)",
-    )
+    """Gives every converted layer a bias of its own."""
+    patch.source(nn.SyncBatchNorm.convert_sync_batchnorm, "bias=module.bias is not None", "bias=True")
+    patch.source(nn.SyncBatchNorm.convert_sync_batchnorm, "module_output.bias = module.bias", "pass")
 
 
 @mutant("batchnorm.sync.convert")
