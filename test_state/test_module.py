@@ -481,6 +481,12 @@ def test_sequential_chains(case):
     for index in (4, -5):
         with case.raises(IndexError, "out of range"):
             model[index]
+        with case.raises((IndexError, AssertionError), "out of range"):
+            model.insert(index + index // 4, a)
+    model.insert(-4, c).insert(5, b)
+    assert list(model) == [c, a, b, a, d, b]
+    with case.raises((TypeError, AssertionError), "module"):
+        model.insert(0, case.tensor(1))
 
 
 @claim("module.containers.sequential")
@@ -508,10 +514,16 @@ def test_sequentials_add_and_multiply(case):
     assert len(second) == 1
     first += second
     assert list(first) == [a, b, c]
-    first *= 2
-    assert list(first) == [a, b, c] * 2
-    with case.raises(ValueError, "non-positive|strictly|must be|support"):
-        first * 0
+    first *= 3
+    assert list(first) == [a, b, c] * 3
+    assert list(first._modules) == list("012345678")
+    for factor, error in ((0, ValueError), (1.5, TypeError)):
+        with case.raises(error, "non-positive|unsupported operand"):
+            first * factor
+        with case.raises(error, "non-positive|unsupported operand"):
+            first *= factor
+    with case.raises((TypeError, ValueError), "Sequential|unsupported operand"):
+        first + [a]
 
 
 @claim("module.containers.module-list")
@@ -568,8 +580,14 @@ def test_module_dict_is_a_dict(case):
     assert len(model) == 0
     with case.raises(KeyError, "nowhere"):
         model["nowhere"]
-    with case.raises(TypeError, "iterable|3"):
-        model.update(3)
+    refuses_bad_updates(case, model)
+
+
+def refuses_bad_updates(case, model):
+    for bad, error, words in ((3, TypeError, "iterable.*int"), ([3], TypeError, "#0.*int"),
+                              ([("k",)], ValueError, "#0 has length 1")):  # fmt: skip
+        with case.raises(error, words):
+            model.update(bad)
 
 
 @claim("module.containers.parameter-list")
@@ -590,8 +608,12 @@ def test_parameter_list_is_a_list(case):
     model += [p]
     assert model[5] is p
     assert list(model.state_dict()) == ["0", "1", "2", "4", "5"]
-    with case.raises(IndexError, "out of range"):
-        model[6]
+    assert model[-6] is p
+    for index in (6, -7):
+        with case.raises(IndexError, "out of range"):
+            model[index]
+    with case.raises(TypeError, "ParameterList|iterable"):
+        model.extend(3)
 
 
 @claim("module.containers.parameter-dict")
@@ -617,7 +639,23 @@ def test_parameter_dict_is_a_dict(case):
     assert next(iter(model.values())) is p
     model.update({"y": case.tensor(1), "c": case.tensor(1)})
     assert list(model) == ["z", "a", "c", "y"]
+    model.update([("x", q := nn.Parameter(case.tensor(1))), ["c", q]])
+    assert list(model) == ["z", "a", "c", "y", "x"]
+    assert model["c"] is model["x"] is q
+    refuses_bad_updates(case, model)
+    assert list(reversed(model)) == ["x", "y", "c", "a", "z"]
     assert list(model.copy()) == list(model)
+    both = model | nn.ParameterDict({"new": q, "z": q})
+    assert list(both) == [*model, "new"]
+    assert both["z"] is q
+    assert model["z"] is p
+    both |= nn.ParameterDict({"newer": p})
+    assert list(both) == [*model, "new", "newer"]
+    assert (nn.ParameterDict({"z": q}) | model)["z"] is p
+    assert both.popitem()[1] is p
+    assert list(model.fromkeys(["u", "v"], p).values()) == [p, p]
+    with case.raises(RuntimeError, "not be called"):
+        model(1)
     model.clear()
     assert len(model) == 0
     assert not list(model.parameters())
