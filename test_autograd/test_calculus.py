@@ -122,6 +122,35 @@ def test_strict_refuses_an_input_without_influence(case, name):
     assert (blocks[1] == 0).all() if name == "jacobian" else (blocks[1][1] == 0).all()
     with case.raises(RuntimeError, "independent of (the )?input 1|input 1"):
         call(function, (x, unused), strict=True)
+    with case.raises(RuntimeError, "output 0.*does not require grad"):
+        call(lambda x: torch.ones(()), x, strict=True)
+
+
+@claim("autograd.functional.strict")
+@pytest.mark.parametrize("name", ["hessian", "hvp", "vhp"])
+def test_strict_refuses_a_linear_function(case, name):
+    x = case.tensor(3)
+    rest = () if name == "hessian" else (case.tensor(3),)
+    call = getattr(functional, name)
+    found = call(torch.sum, x, *rest)
+    assert not (found[1] if rest else found).any()
+    with case.raises(RuntimeError, "jacobian.*independent of the input"):
+        call(torch.sum, x, *rest, strict=True)
+
+
+@claim("autograd.functional.strict")
+@pytest.mark.parametrize("name", ["vjp", "jvp"])
+def test_strict_products_refuse_an_input_without_influence(case, name):
+    x, unused, call = case.tensor(3), case.tensor(3), getattr(functional, name)
+    vector = x if name == "vjp" else (x, x)
+    value, product = call(lambda x, unused: x * 2, (x, unused), vector)
+    case.same(value, x * 2)
+    assert name == "jvp" or not product[1].any()
+    if name == "vjp":
+        with case.raises(RuntimeError, "independent of input 1"):
+            call(lambda x, unused: x * 2, (x, unused), vector, strict=True)
+    with case.raises(RuntimeError, "output 0.*does not require grad"):
+        call(lambda x: torch.ones(3), x, x, strict=True)
 
 
 @claim("autograd.functional.inputs-untouched")
@@ -142,6 +171,16 @@ def test_the_vector_must_match(case, name):
         getattr(functional, name)(function, case.tensor(3), case.tensor(4))
     with case.raises(RuntimeError, "only be None|vector v|None"):
         getattr(functional, name)(torch.sin if name == "vjp" else function, case.tensor(3))
+    with case.raises(RuntimeError, "tuple of invalid length|single Tensor"):
+        getattr(functional, name)(function, case.tensor(3), (case.tensor(3), case.tensor(3)))
+    if function is not torch.sin:
+        with case.raises(RuntimeError, "single element|contain a single|scalar"):
+            getattr(functional, name)(torch.sin, case.tensor(3), case.tensor(3))
+    for bad in ("text", (case.tensor(3), 2)):
+        with case.raises(TypeError, "must be"):
+            getattr(functional, name)(function, bad, case.tensor(3))
+        with case.raises(TypeError, "must be"):
+            getattr(functional, name)(lambda x, bad=bad: bad, case.tensor(3), case.tensor(3))
 
 
 # -- forward mode ----------------------------------------------------------------------------------------------------
@@ -185,6 +224,15 @@ def test_dual_tensors_live_within_a_level(case):
         dual = forward_ad.make_dual(x, v)
         with case.raises(RuntimeError, "nested"), forward_ad.dual_level():
             pass
+        case.same(forward_ad.unpack_dual(dual, level=0).tangent, v)
+        assert forward_ad.unpack_dual(dual, level=-1).tangent is None
+        with case.raises(RuntimeError, "level"):
+            forward_ad.exit_dual_level(level=3)
+    with case.raises(RuntimeError, "level"):
+        forward_ad.exit_dual_level()
+    level = forward_ad.enter_dual_level()
+    case.same(forward_ad.unpack_dual(forward_ad.make_dual(x, v, level=level)).tangent, v)
+    forward_ad.exit_dual_level(level=level)
     with forward_ad.dual_level():
         assert forward_ad.unpack_dual(dual).tangent is None
 
@@ -194,8 +242,10 @@ def test_a_tangent_must_match_its_primal(case):
     with forward_ad.dual_level():
         with case.raises(RuntimeError, "same size|size"):
             forward_ad.make_dual(case.tensor(3), case.tensor(4))
-        with case.raises(ValueError, "floating point"):
+        with case.raises(ValueError, "primal.*floating point"):
             forward_ad.make_dual(torch.ones(3, dtype=torch.int64), case.tensor(3))
+        with case.raises(ValueError, "tangent.*floating point"):
+            forward_ad.make_dual(case.tensor(3), torch.ones(3, dtype=torch.int64))
 
 
 @claim("autograd.forward.backward-through-tangents")
@@ -407,7 +457,9 @@ def test_anomaly_mode_is_restored(case):
             assert state() == (True, True)
         assert state() == (True, False)
     assert state() == (False, True)
+    torch.autograd.set_detect_anomaly(True, check_nan=False)
+    assert state() == (True, False)
     torch.autograd.set_detect_anomaly(True)
-    assert torch.is_anomaly_enabled()
+    assert state() == (True, True)
     torch.autograd.set_detect_anomaly(False)
     assert not torch.is_anomaly_enabled()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint as module
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from torch_conformance.axes import FLOATING
@@ -408,6 +409,89 @@ def test_context_fn_gives_a_context_to_each_run(case):
     assert events == ["forward", "end", "recompute", "end"]
     with case.raises(ValueError, "context_fn"):
         checkpoint(torch.exp, x, use_reentrant=True, context_fn=lambda: (Named(""), Named("")))
+
+
+class Counted(TorchDispatchMode):
+    """Notes the operations that are computed within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.append(op.overloadpacket.__name__)
+        return op(*args, **(kwargs or {}))
+
+
+def sines(x):
+    return x.sin().exp().sin()
+
+
+@claim("checkpoint.selective.saves-what-is-named")
+@pytest.mark.parametrize("form", ["list", "function", "flag"])
+def test_what_is_named_is_not_computed_again(case, form):
+    x, sin, asked = case.tensor(3, requires_grad=True), torch.ops.aten.sin.default, []
+
+    def policy(context, op, *args, **kwargs):
+        asked.append(context.is_recompute)
+        if form == "flag":
+            return op is sin
+        return module.CheckpointPolicy.MUST_SAVE if op is sin else module.CheckpointPolicy.PREFER_RECOMPUTE
+
+    def contexts():
+        return module.create_selective_checkpoint_contexts([sin] if form == "list" else policy)
+
+    y = checkpoint(sines, x, use_reentrant=False, context_fn=contexts)
+    with Counted() as counted:
+        y.sum().backward()
+    assert [counted.names.count(name) for name in ("sin", "exp")] == [0, 1]
+    assert form == "list" or asked[:3] == [False] * 3
+    (plain,) = torch.autograd.grad(sines(twin := x.detach().requires_grad_()).sum(), twin)
+    case.same(x.grad, plain)
+    with case.raises(ValueError, "OpOverload|pass in"):
+        module.create_selective_checkpoint_contexts([torch.ops.aten.sin])
+    with case.raises(TypeError, "function or a list"):
+        module.create_selective_checkpoint_contexts(3)
+
+
+@claim("checkpoint.selective.checks-its-cache")
+@pytest.mark.parametrize("allowed", [None, False, True])
+def test_a_kept_result_is_not_modified(case, allowed):
+    x, options = case.tensor(3, requires_grad=True), {} if allowed is None else {"allow_cache_entry_mutation": allowed}
+
+    def contexts():
+        return module.create_selective_checkpoint_contexts([torch.ops.aten.sin.default], **options)
+
+    y = checkpoint(lambda x: x.sin().mul_(2).exp(), x, use_reentrant=False, context_fn=contexts)
+    if allowed:
+        y.sum().backward()
+        return
+    with case.raises(RuntimeError, "has been mutated"):
+        y.sum().backward()
+    y = checkpoint(sines, x, use_reentrant=False, context_fn=contexts)
+    y.sum().backward(retain_graph=True)
+    first = x.grad.clone()
+    try:
+        y.sum().backward()
+    except RuntimeError as error:
+        assert "allowed to backward once" in str(error)
+        case.saw("refused")
+    else:
+        case.same(x.grad, 2 * first)
+
+
+@claim("checkpoint.determinism.debug")
+@pytest.mark.parametrize("argument, override, told", [(True, None, True), (False, True, True), (True, False, False)])
+def test_debugging_names_the_operations(case, argument, override, told):
+    x = case.tensor(3, requires_grad=True)
+    function = changing(lambda x: x.sin().cos(), lambda x: x.sin().neg())
+    with warnings.catch_warnings(), module.set_checkpoint_debug_enabled(override):
+        warnings.simplefilter("ignore")
+        y = checkpoint(function, x, use_reentrant=False, debug=argument)
+    with case.raises(module.CheckpointError, "") as caught:
+        y.sum().backward()
+    message = str(caught[0])
+    assert ("aten.cos" in message and "aten.neg" in message) is told
 
 
 # -- sequential ------------------------------------------------------------------------------------------------------

@@ -146,7 +146,13 @@ def test_mutation_of_saved_tensors_can_be_allowed(case):
         z = y.square()
         y.zero_()
         z.sum().backward()
+        with case.raises(RuntimeError, "nested"), torch.autograd.graph.allow_mutation_on_saved_tensors():
+            pass
     case.close(x.grad, 8 * array(x), k=2)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        z = (x * 2).square()
+    with case.raises((RuntimeError, AssertionError), "allow_mutation_on_saved_tensors"):
+        z.sum().backward()
 
 
 @claim("inplace.leaf.refused")

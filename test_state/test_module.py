@@ -201,6 +201,52 @@ def test_buffers_by_assignment(case):
     model.kept = case.tensor(3)
     assert kinds(model, "kept") == ["buffer"]
     assert not list(model.parameters())
+    assert nn.Buffer().shape == nn.Parameter().shape == (0,)
+    assert nn.Buffer(case.tensor(2)).persistent is True
+    assert not isinstance(case.tensor(2), nn.Buffer)
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+@claim("module.register.tensor-subclass")
+def test_a_parameter_keeps_the_class_of_its_tensor(case):
+    model, given = nn.Module(), case.tensor(2).as_subclass(Marked)
+    model.x = nn.Parameter(given)
+    assert type(model.x) is Marked
+    assert isinstance(model.x, nn.Parameter)
+    assert model.x.requires_grad
+    assert not nn.Parameter(given, requires_grad=False).requires_grad
+    assert not isinstance(given, nn.Parameter)
+    assert named(model.named_parameters()) == ["x"]
+
+
+@claim("module.register.uninitialized")
+@pytest.mark.parametrize("cls", [nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer])
+def test_what_has_no_shape_yet_gets_one(case, cls):
+    lazy = cls(device="meta", dtype=torch.float64)
+    kind = nn.Parameter if cls is nn.UninitializedParameter else torch.Tensor
+    assert lazy.requires_grad is (kind is nn.Parameter)
+    for use in (lambda: lazy.shape, lazy.share_memory_, lambda: lazy + 1):
+        with case.raises((RuntimeError, ValueError), "uninitialized"):
+            use()
+    assert nn.parameter.is_lazy(lazy)
+    lazy.materialize((2, 3))
+    assert (type(lazy), lazy.shape, lazy.device.type, lazy.dtype) == (kind, (2, 3), "meta", torch.float64)
+    assert not nn.parameter.is_lazy(lazy)
+    other = cls(device="meta")
+    other.materialize((4,), dtype=torch.float16)
+    assert (other.shape, other.device.type, other.dtype) == ((4,), "meta", torch.float16)
+
+
+@claim("module.register.uninitialized")
+def test_a_copy_has_no_shape_either(case):
+    lazy = nn.UninitializedParameter(requires_grad=False, dtype=torch.float16)
+    once, again = copy.deepcopy([lazy, lazy])
+    assert once is again is not lazy
+    assert type(once) is type(lazy)
+    assert (once.requires_grad, once.dtype) == (False, torch.float16)
 
 
 # -- Names ---------------------------------------------------------------------------------------------------------
@@ -676,6 +722,8 @@ def test_deep_copies_share_nothing(case):
         assert old.requires_grad is new.requires_grad
         case.same(new, old)
         assert new.grad is None
+    fast = nn.Parameter(case.tensor(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    assert copy.deepcopy(fast).stride() == fast.stride()
     with case.unchanged(model), torch.no_grad():
         twin.scale.add_(1)
         twin.register_parameter("new", None)
