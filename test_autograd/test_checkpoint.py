@@ -468,6 +468,15 @@ def test_a_kept_result_is_not_modified(case, allowed):
         return
     with case.raises(RuntimeError, "has been mutated"):
         y.sum().backward()
+
+
+@claim("checkpoint.selective.second-backward")
+def test_a_second_backward_is_refused_or_right(case):
+    x = case.tensor(3, requires_grad=True)
+
+    def contexts():
+        return module.create_selective_checkpoint_contexts([torch.ops.aten.sin.default])
+
     y = checkpoint(sines, x, use_reentrant=False, context_fn=contexts)
     y.sum().backward(retain_graph=True)
     first = x.grad.clone()

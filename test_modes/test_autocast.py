@@ -1,5 +1,6 @@
 """Automatic mixed precision: what autocast casts and what it leaves alone, and how the gradient scaler steps."""
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -422,6 +423,18 @@ def test_the_scale_grows_after_good_steps_in_a_row(case):
     assert (scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval()) == (4.0, 0.5, 2)
     scaler.update(new_scale=5.0)
     assert scaler.get_scale() == 5.0
+    scaler.update(new_scale=torch.full((), 3.0, device=case.device))
+    assert scaler.get_scale() == 3.0
+    for bad, words in ((torch.ones(2), "1-element|new_scale"), (torch.ones((), requires_grad=True), "requires_grad")):
+        with case.raises(AssertionError, words):
+            scaler.update(new_scale=bad.to(case.device))
+    scaler.set_growth_factor(7.0), scaler.set_backoff_factor(0.125), scaler.set_growth_interval(9)
+    assert (scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval()) == (7.0, 0.125, 9)
+    for wrong in ({"growth_factor": 1.0}, {"backoff_factor": 1.0}):
+        with case.raises(AssertionError, "factor must be"):
+            scaler_for(case, **wrong)
+    fresh = torch.amp.GradScaler(case.device.type)
+    assert (fresh.get_growth_factor(), fresh.get_backoff_factor(), fresh.get_growth_interval()) == (2.0, 0.5, 2000)
 
 
 @claim("amp.scaler.several-optimizers")
@@ -459,6 +472,45 @@ def test_the_state_travels(case):
     assert other.state_dict() == state
     with case.raises(RuntimeError, "empty"):
         scaler_for(case).load_state_dict({})
+    used = scaler_for(case)
+    used.scale(p.sum())
+    used.load_state_dict(state)
+    assert used.state_dict() == state
+    scaler_for(case, enabled=False).load_state_dict(state)
+
+
+@claim("amp.scaler.pickled")
+def test_a_scaler_can_be_pickled(case):
+    scaler, p = scaler_for(case, growth_factor=3.0, growth_interval=5), parameter(case, case.tensor(5))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    scaler.scale(p.sum())
+    scaler.step(optimizer)
+    with case.raises(AssertionError, "pickled"):
+        pickle.dumps(scaler)
+    scaler.update(2.5)
+    scaler.step(optimizer)
+    scaler.update()
+    other = pickle.loads(pickle.dumps(scaler))
+    assert other.state_dict() == scaler.state_dict()
+    case.same(other.scale(p.detach()), scaler.scale(p.detach()))
+    assert pickle.loads(pickle.dumps(scaler_for(case, enabled=False))).is_enabled() is False
+
+
+@claim("amp.scaler.step-unscales")
+def test_an_optimizer_may_unscale_for_itself(case):
+    class Own(torch.optim.SGD):
+        _step_supports_amp_scaling = True
+
+        def step(self):
+            return float(self.grad_scale or 1), float(self.found_inf)
+
+    p, scaler = parameter(case, case.tensor(5)), scaler_for(case)
+    scaler.scale(p.sum())
+    optimizer = Own([p], lr=0.1)
+    assert scaler.step(optimizer) == (8.0, 0.0)
+    assert not hasattr(optimizer, "grad_scale")
+    with case.raises(RuntimeError, "step.*already"):
+        scaler.step(optimizer)
 
 
 @claim("amp.scaler.disabled")

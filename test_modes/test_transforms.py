@@ -67,6 +67,13 @@ def test_shared_tensors_are_replaced_together(case):
     case.same(y, F.linear(F.linear(x, weight, layer[0].bias), weight, layer[1].bias))
     with case.raises(RuntimeError, "unexpected|missing|keys|not in"):
         func.functional_call(layer, {"0.wieght": weight}, x, strict=True)
+    bias = case.tensor(3)
+    case.same(func.functional_call(layer, ({"0.weight": weight}, {"0.bias": bias}), x), func.functional_call(
+        layer, {"0.weight": weight, "0.bias": bias}, x))  # fmt: skip
+    with case.raises(ValueError, "0.weight.*multiple"):
+        func.functional_call(layer, [{"0.weight": weight}, {"0.weight": weight}], x)
+    with case.raises(ValueError, "dict"):
+        func.functional_call(layer, 3, x)
 
 
 @claim("transforms.vmap.randomness")
@@ -102,6 +109,41 @@ def test_vmap_equals_the_loop(case, chunk):
     added = func.vmap(lambda a, b: (a + b, a), in_dims=(0, None), out_dims=(0, 1))(x, x[0])
     case.same(added[0], x + x[0])
     case.same(added[1], x.T.contiguous())
+
+
+@claim("transforms.vmap.equals-loop")
+def test_vmap_takes_dimensions_from_either_end(case):
+    x = case.tensor(2, 3, 4)
+    case.same(func.vmap(torch.sum, in_dims=-1)(x), func.vmap(torch.sum, in_dims=2)(x))
+    case.same(func.vmap(lambda x: x, in_dims=1, out_dims=-1)(x), x.movedim(1, -1).contiguous())
+    a, b = func.vmap(lambda d, k: (d["a"] * k, d["b"]), in_dims=({"a": 1, "b": None}, None), out_dims=(1, None))(
+        {"a": x, "b": 5}, 3.0)  # fmt: skip
+    case.same(a, x * 3)
+    assert b == 5
+    for bad, words in ((3, "in_dim=3"), (-4, "in_dim=-4"), ((0, 0), "structure"), ("text", "expected `in_dims`|int"),
+                       ({0: 1}, "expected `in_dims`|structure"), ((None,), "at least one")):  # fmt: skip
+        with case.raises(ValueError, words):
+            func.vmap(torch.sum, in_dims=bad)(x)
+    with case.raises(ValueError, "same size"):
+        func.vmap(torch.add)(x, x[:1])
+    with case.raises(ValueError, "no inputs"):
+        func.vmap(lambda: x)()
+    with case.raises(ValueError, "only return.*Tensors|must only return"):
+        func.vmap(lambda x: "text")(x)
+    with case.raises(ValueError, "out_dims"):
+        func.vmap(lambda x: (x, x), out_dims=(0, 0, 0))(x)
+    for bad in (0, -1):
+        with case.raises(ValueError, "chunk_size"):
+            func.vmap(torch.sin, chunk_size=bad)(x)
+    with case.raises(RuntimeError, "randomness"):
+        func.vmap(torch.sin, randomness="some")(x)
+
+
+@claim("transforms.vmap.randomness")
+@pytest.mark.parametrize("how", ["same", "different"])
+def test_randomness_of_chunks(case, how):
+    drawn = func.vmap(lambda x: torch.rand_like(x), randomness=how, chunk_size=2)(case.tensor(6, 3))
+    assert all(torch.equal(row, drawn[0]) == (how == "same") for row in drawn[1:])
 
 
 @claim("transforms.vmap.batchnorm-buffers")
@@ -161,6 +203,20 @@ def test_several_modules_run_as_one(case):
     with torch.no_grad():
         parameters["weight"].zero_()
     assert (models[0].weight != 0).any()
+    norms = [nn.BatchNorm1d(3).requires_grad_(False) for _ in range(2)]
+    parameters, buffers = func.stack_module_state(norms)
+    assert not any(t.requires_grad for t in [*parameters.values(), *buffers.values()])
+    assert {name: tuple(t.shape) for name, t in buffers.items()} == {
+        "running_mean": (2, 3), "running_var": (2, 3), "num_batches_tracked": (2,)}  # fmt: skip
+    norms[0].requires_grad_()
+    with case.raises(RuntimeError, "same .requires_grad"):
+        func.stack_module_state(norms)
+    with case.raises(RuntimeError, "same class"):
+        func.stack_module_state([norms[0], models[0]])
+    with case.raises(RuntimeError, "train/eval mode|same training"):
+        func.stack_module_state([models[0], nn.Linear(4, 3).eval()])
+    with case.raises(RuntimeError, "at least one model"):
+        func.stack_module_state([])
 
 
 @claim("transforms.grad.leaves-grad-alone")
@@ -176,8 +232,20 @@ def test_func_grad_returns_and_does_not_store(case):
     case.same(aside, y)
     case.same(aux, y)
     assert func.grad_and_value(lambda x: x.sum())(x)[1] == x.sum()
+    (g, (value, more)) = func.grad_and_value(lambda x: ((x * y).sum(), y), has_aux=True)(x)
+    assert not g.requires_grad or value.requires_grad
+    case.same(g, y)
+    case.same(more, y)
+    case.same(func.grad(lambda x, y: (x * y * y).sum(), argnums=-2)(x, y), first)
+    for bad in (2, -3, (0, 2)):
+        with case.raises(RuntimeError, "argnum"):
+            func.grad(lambda x, y: x.sum(), argnums=bad)(x, y)
     with case.raises(RuntimeError, "scalar|single|0-?dim"):
         func.grad(lambda x: x * y)(x)
+    with case.raises(RuntimeError, "Tensor"):
+        func.grad(lambda x: 3.0)(x)
+    with case.raises(RuntimeError, "tuple|output.*aux"):
+        func.grad(lambda x: x.sum(), has_aux=True)(x)
 
 
 @claim("transforms.grad.nested")
@@ -227,6 +295,24 @@ def test_jacobians(case):
     hessian = func.hessian(lambda x: x @ b @ x)(x)
     case.close(hessian, array(b) + array(b).T, k=2, scale=abs(array(b)) + abs(array(b)).T)  # a product with 1, a sum
     assert func.jacrev(lambda x: a[:, :, None] * x)(x).shape == (3, 4, 4, 4)
+    if hasattr(func, "linearize"):
+        y, product = func.linearize(function, x)
+        case.close(y, t, k=6, scale=1 + abs(array(a)) @ abs(array(x)))
+        case.close(product(v), wanted @ array(v), k=16, scale=size @ abs(array(v)))
+        for chunk in (1, 2):
+            case.close(func.jacrev(function, chunk_size=chunk)(x), wanted, k=12, scale=size)
+        with case.raises(ValueError, "chunk_size"):
+            func.jacrev(function, chunk_size=0)(x)
+    for transform in (func.jacrev, func.jacfwd):
+        jacobians, aux = transform(lambda x, u: (u * (a @ x), v), argnums=(0, 1), has_aux=True)(x, u)
+        case.same(aux, v)
+        assert [j.shape for j in jacobians] == [(3, 4), (3, 3)]
+        case.close(jacobians[0], array(u)[:, None] * array(a), k=2)
+    case.same(func.vjp(lambda x: (x * 2, v), x, has_aux=True)[2], v)
+    case.same(func.jvp(lambda x: (x * 2, v), (x,), (v,), has_aux=True)[2], v)
+    for bad in (x, (x, x)):
+        with case.raises((RuntimeError, AssertionError, TypeError), "tangents|primals|tuple|Expected"):
+            func.jvp(function, (x,), bad)
 
 
 # -- compilers -------------------------------------------------------------------------------------------------------
