@@ -213,3 +213,83 @@ def cat_takes_the_narrowest_type(patch):
         return original([t.bfloat16() if torch.is_autocast_cpu_enabled() else t for t in tensors], *args, **kwargs)
 
     patch.wrap(torch, "cat", narrow)
+
+
+@mutant("amp.scaler.pickled")
+def pickle_loses_the_scale(patch):
+    """Pickles the scale that it began with."""
+    patch.source(torch.amp.GradScaler.__getstate__, "self.get_scale()", "self._init_scale")
+
+
+@mutant("amp.scaler.pickled")
+def pickle_loses_the_count(patch):
+    """Pickles no count of good steps."""
+    patch.source(torch.amp.GradScaler.__getstate__, "self._get_growth_tracker()", "0")
+
+
+@mutant("amp.scaler.pickled")
+def pickled_at_any_time(patch):
+    """Lets a pickle be made in the middle of a step."""
+    patch.source(torch.amp.GradScaler.__getstate__, "len(self._per_optimizer_states) != 0", "False")
+
+
+@mutant("amp.scaler.state-dict")
+def load_forgets_a_scale_in_use(patch):
+    """Loads the scale only before the first use."""
+    patch.source(torch.amp.GradScaler.load_state_dict, 'self._scale.fill_(state_dict["scale"])', "pass")
+
+
+@mutant("amp.scaler.state-dict")
+def load_forgets_a_count_in_use(patch):
+    """Loads the count only before the first use."""
+    patch.source(
+        torch.amp.GradScaler.load_state_dict, 'self._growth_tracker.fill_(state_dict["_growth_tracker"])', "pass"
+    )
+
+
+@mutant("amp.scaler.update")
+def new_scale_of_a_tensor_is_added(patch):
+    """Adds a new scale to the old one."""
+    patch.source(torch.amp.GradScaler.update, "self._scale.copy_(new_scale)", "self._scale.add_(new_scale)")
+
+
+@mutant("amp.scaler.update")
+def growth_waits_one_step_longer(patch):
+    """Is off by one in the interval."""
+    patch.source(torch.amp.GradScaler.update, "self._growth_interval,", "self._growth_interval + 1,")
+
+
+@mutant("amp.scaler.update")
+def factor_setter_does_nothing(patch):
+    """Sets the growth factor of nobody."""
+    patch.source(torch.amp.GradScaler.set_growth_factor, "self._growth_factor = new_factor", "pass")
+
+
+@mutant("amp.scaler.several-optimizers", "amp.scaler.skips-nonfinite")
+def first_infinity_decides(patch):
+    """Steps whatever was found."""
+    patch.source(
+        torch.amp.GradScaler._maybe_opt_step,
+        'not sum(v.item() for v in optimizer_state["found_inf_per_device"].values())',
+        "True",
+    )
+
+
+@mutant("amp.scaler.unscale-once")
+def update_remembers_the_stage(patch):
+    """Keeps what it knew of the optimizers."""
+    patch.source(
+        torch.amp.GradScaler.update, "self._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)", "pass"
+    )
+
+
+@mutant("amp.scaler.unscale-once")
+def unscaled_twice(patch):
+    """Does not notice a second unscale_."""
+    patch.source(torch.amp.GradScaler.unscale_, 'optimizer_state["stage"] is OptState.UNSCALED', "False")
+
+
+@mutant("amp.scaler.step-unscales")
+def own_unscaling_gets_no_scale(patch):
+    """Hands no scale to an optimizer that unscales for itself."""
+    patch.source(torch.amp.GradScaler.step, "optimizer.grad_scale =", "optimizer.other =")

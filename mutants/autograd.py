@@ -1297,3 +1297,49 @@ def weighted_mean_divides_by_the_count(patch):
     patch.source(
         F.mse_loss, "torch.sum(weighted_squared_errors) / torch.sum(weight)", "torch.mean(weighted_squared_errors)"
     )
+
+
+@mutant("autograd.functional.strict")
+def strict_is_never_checked(patch):
+    """Checks nothing with strict=True."""
+    patch.source(torch.autograd.functional._check_requires_grad, "if not strict:", "if True:")
+
+
+@mutant("autograd.functional.strict")
+def linear_functions_pass_strict(patch):
+    """Finds nothing wrong with a constant Jacobian."""
+    patch.source(
+        torch.autograd.functional._check_requires_grad,
+        "if not inp.requires_grad:",
+        'if not inp.requires_grad and input_type != "jacobian":',
+    )
+
+
+@mutant("autograd.functional.vector-must-match")
+def lengths_are_not_compared(patch):
+    """Compares the sizes of as many vectors as there are."""
+    patch.source(torch.autograd.functional._validate_v, "len(other) != len(v)", "False")
+
+
+@mutant("autograd.forward.levels")
+def levels_are_left_in_any_order(patch):
+    """Leaves whatever level is named."""
+    patch.source(torch.autograd.forward_ad.exit_dual_level, "level != _current_level", "False")
+
+
+@mutant("autograd.forward.levels")
+def outside_a_level_is_one(patch):
+    """Unpacks a tangent whatever level is asked for."""
+    patch.source(torch.autograd.forward_ad.unpack_dual, "if level < 0:", "level = 0\n    if level < 0:")
+
+
+@mutant("autograd.forward.tangent-must-match")
+def whole_tangents_are_taken(patch):
+    """Takes a tangent of any dtype."""
+    patch.source(torch.autograd.forward_ad.make_dual, "tangent.is_floating_point() or tangent.is_complex()", "True")
+
+
+@mutant("autograd.anomaly.set-and-restored")
+def check_nan_is_off_by_default(patch):
+    """Checks for NaN only if told to."""
+    patch.set(torch.autograd.set_detect_anomaly.__init__, "__defaults__", (False,))

@@ -237,3 +237,65 @@ def hooks_outlive_an_error(patch):
 def sequential_is_always_reentrant(patch):
     """Does not hand use_reentrant on."""
     patch.source(module.checkpoint_sequential, "use_reentrant=use_reentrant", "use_reentrant=True")
+
+
+@mutant("checkpoint.selective.saves-what-is-named")
+def policy_is_turned_round(patch):
+    """Keeps what the list does not name."""
+    patch.source(module._CachingTorchDispatchMode.__torch_dispatch__, "if policy in (", "if policy not in (")
+
+
+@mutant("checkpoint.selective.saves-what-is-named")
+def flags_are_taken_for_policies(patch):
+    """Reads True as a wish to recompute."""
+    patch.wrap(module, "_policy_from_bool", lambda o, b: o(not b))
+
+
+@mutant("checkpoint.selective.saves-what-is-named")
+def only_the_first_result_is_kept(patch):
+    """Counts no calls, so that all calls of an operation share one place."""
+    patch.source(module._CachingTorchDispatchMode.__torch_dispatch__, "self.func_counter[key] += 1", "pass")
+
+
+@mutant("checkpoint.selective.checks-its-cache")
+def kept_results_are_not_checked(patch):
+    """Never compares the version of a kept result."""
+    patch.source(module._VersionWrapper.get_val, "self.val._version != self.version", "False")
+
+
+@mutant("checkpoint.selective.checks-its-cache")
+def permission_to_modify_is_ignored(patch):
+    """Checks the version whatever was allowed."""
+    patch.source(module._VersionWrapper.get_val, "and not allow_cache_entry_mutation", "")
+
+
+@mutant("checkpoint.selective.checks-its-cache")
+def modification_is_allowed_by_default(patch):
+    """Takes the unsafe choice for the default."""
+    patch.set(module.create_selective_checkpoint_contexts, "__defaults__", (True,))
+
+
+@mutant("checkpoint.selective.second-backward")
+def second_recomputation_starts_at_one(patch):
+    """Goes on counting where the last recomputation stopped."""
+    patch.source(module._CachedTorchDispatchMode.__torch_dispatch__, "elif entry is _CONSUMED:", "elif False:")
+
+
+@mutant("checkpoint.determinism.debug")
+def debug_argument_is_ignored(patch):
+    """Says nothing more with debug=True."""
+    patch.source(
+        module._checkpoint_without_reentrant_generator,
+        "if _checkpoint_debug_enabled is not None else debug",
+        "if _checkpoint_debug_enabled is not None else False",
+    )
+
+
+@mutant("checkpoint.determinism.debug")
+def debug_argument_beats_the_block(patch):
+    """Lets the argument win over the block."""
+    patch.source(
+        module._checkpoint_without_reentrant_generator,
+        "_checkpoint_debug_enabled if _checkpoint_debug_enabled is not None else debug",
+        "debug or _checkpoint_debug_enabled",
+    )

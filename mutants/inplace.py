@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.autograd import graph
 
 from torch_conformance.mutation import mutant
 
@@ -133,3 +134,35 @@ def in_place_relu_forgets_its_mask(patch):
 def overlapping_memory_is_written(patch):
     """Writes to expanded memory, one element many times."""
     patch.wrap(Tensor, "expand", lambda o, x, *s: o(x, *s).clone())
+
+
+@mutant("inplace.saved.mutation-allowed")
+def originals_are_lost(patch):
+    """Clones nothing before a tensor is changed."""
+    patch.source(
+        graph._CloneArgBeforeMutateMode.__torch_dispatch__, "ctx.original[handle].clone()", "ctx.original[handle]"
+    )
+
+
+@mutant("inplace.saved.mutation-allowed")
+def allowance_may_nest(patch):
+    """Lets a second allowance begin within the first."""
+    patch.source(graph.allow_mutation_on_saved_tensors, "if _allow_mutation_on_saved_tensors_enabled:", "if False:")
+
+
+@mutant("inplace.version.counts")
+def zeroing_is_not_counted(patch):
+    """Zeroes by way of the raw memory."""
+    patch.wrap(Tensor, "zero_", lambda o, x: o(x.data) is None or x)
+
+
+@mutant("inplace.recorded.chain-rule")
+def in_place_returns_a_copy(patch):
+    """Returns a copy of what it changed."""
+    patch.wrap(Tensor, "mul_", lambda o, x, *a, **k: o(x, *a, **k).clone())
+
+
+@mutant("inplace.activation.relu")
+def in_place_relu_is_leaky(patch):
+    """Lets a little of the negative side through."""
+    patch.wrap(torch, "relu_", lambda o, x: torch._C._nn.leaky_relu_(x, 0.01))

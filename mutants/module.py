@@ -611,3 +611,47 @@ def spectral_norm_iterates_once(patch):
 def sigma_taken_for_constant(patch):
     """Does not differentiate through the singular value."""
     patch.source(parametrizations._SpectralNorm.forward, "weight / sigma", "weight / sigma.detach()")
+
+
+@mutant("module.register.tensor-subclass")
+def subclasses_become_plain(patch):
+    """Makes a plain parameter of whatever it is given."""
+    patch.source(nn.Parameter.__new__, "type(data) is torch.Tensor or", "True or")
+
+
+@mutant("module.register.tensor-subclass")
+def subclasses_are_no_parameters(patch):
+    """Forgets to mark what is a parameter."""
+    patch.source(nn.Parameter.__new__, "t._is_param = True", "pass")
+
+
+@mutant("module.register.uninitialized")
+def materialized_on_the_default_device(patch):
+    """Makes the values where the default device is."""
+    patch.source(nn.UninitializedParameter.materialize, "device = self.data.device", "device = None")
+
+
+@mutant("module.register.uninitialized")
+def copies_get_the_default_dtype(patch):
+    """Copies the flag and nothing else."""
+    patch.source(nn.UninitializedParameter.__deepcopy__, "self.data.dtype", "None")
+
+
+@mutant("module.containers.parameter-dict")
+def pairs_set_the_key(patch):
+    """Stores the first of the pair for both."""
+    patch.source(nn.ParameterDict.update, "self[p[0]] = p[1]", "self[p[0]] = p[0]")
+
+
+@mutant("module.containers.parameter-dict")
+def reversed_or_prefers_the_left(patch):
+    """Merges the other way round."""
+    patch.source(
+        nn.ParameterDict.__ror__, "copy.update(self)", "copy.update({k: v for k, v in self.items() if k not in copy})"
+    )
+
+
+@mutant("module.containers.sequential-sum")
+def growing_in_place_forgets_the_offset(patch):
+    """Writes every repetition to the same place."""
+    patch.source(nn.Sequential.__imul__, "offset += len_original", "pass")

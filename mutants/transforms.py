@@ -3,6 +3,11 @@
 import torch
 from torch import nn
 
+try:
+    from torch._functorch import eager_transforms, functional_call, vmap
+except ImportError:  # before torch 2.0
+    eager_transforms = functional_call = vmap = None
+
 from torch_conformance.mutation import NotApplicable, mutant
 
 func = getattr(torch, "func", None)
@@ -116,3 +121,75 @@ def export_follows_modes(patch):
             self.module = lambda: module
 
     patch.wrap(torch.export, "export", lambda original, module, *a, **o: Program(module))
+
+
+@mutant("transforms.vmap.equals-loop")
+def negative_dimensions_are_off_by_one(patch):
+    """Counts from the end one too few."""
+    patch.source(vmap._process_batched_inputs, "in_dim % arg.dim()", "(in_dim - 1) % arg.dim()")
+
+
+@mutant("transforms.vmap.equals-loop")
+def sizes_are_not_compared(patch):
+    """Takes the size of the first input for all."""
+    patch.source(vmap._validate_and_get_batch_size, "any(size != batch_sizes[0] for size in batch_sizes)", "False")
+
+
+@mutant("transforms.vmap.equals-loop")
+def any_dimension_is_taken(patch):
+    """Does not look whether the input has that dimension."""
+    patch.source(vmap._process_batched_inputs, "(in_dim < -arg.dim() or in_dim >= arg.dim())", "False")
+
+
+@mutant("transforms.vmap.randomness")
+def chunks_draw_anew(patch):
+    """Sets the generator back before no chunk."""
+    patch.source(vmap._chunked_vmap, "torch.set_rng_state(rs)", "pass")
+
+
+@mutant("transforms.vmap.randomness")
+def chunks_always_draw_the_same(patch):
+    """Sets the generator back whatever was asked."""
+    patch.source(vmap._chunked_vmap, 'if randomness == "same" else None', "")
+
+
+@mutant("transforms.vmap.ensembles")
+def stacks_always_require_grad(patch):
+    """Makes every stack require grad."""
+    patch.source(functional_call.construct_stacked_leaf, "if all_requires_grad:", "if result.is_floating_point():")
+
+
+@mutant("transforms.vmap.ensembles")
+def flags_may_differ(patch):
+    """Stacks frozen and trained tensors alike."""
+    patch.source(functional_call.construct_stacked_leaf, "not all_requires_grad and not none_requires_grad", "False")
+
+
+@mutant("transforms.vmap.ensembles")
+def classes_may_differ(patch):
+    """Stacks modules of any class."""
+    patch.source(functional_call.stack_module_state, "not all(type(m) is model0_typ for m in models)", "False")
+
+
+@mutant("transforms.functional-call.gradients-reach-the-dict")
+def later_dicts_win_silently(patch):
+    """Lets the later of two dicts win."""
+    patch.source(functional_call.functional_call, "n > 1", "False")
+
+
+@mutant("transforms.functional-call.gradients-reach-the-dict")
+def strict_is_forgotten(patch):
+    """Hands strict on to nobody."""
+    patch.source(functional_call.functional_call, "strict=strict", "strict=False")
+
+
+@mutant("transforms.grad.leaves-grad-alone")
+def auxiliary_output_is_dropped(patch):
+    """Returns the value in the place of what comes with it."""
+    patch.source(eager_transforms.grad_impl, "grad, (_, aux) = results", "grad, (aux, _) = results")
+
+
+@mutant("transforms.grad.nested")
+def inner_graph_is_not_made(patch):
+    """Does not record the gradient."""
+    patch.source(eager_transforms.grad_and_value_impl, "create_graph=True", "create_graph=False")

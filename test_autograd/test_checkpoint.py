@@ -483,14 +483,18 @@ def test_a_second_backward_is_refused_or_right(case):
     try:
         y.sum().backward()
     except RuntimeError as error:
-        assert "allowed to backward once" in str(error)
+        refusal = str(error)
         case.saw("refused")
     else:
+        refusal = ""
         case.same(x.grad, 2 * first)
+    assert not refusal or "allowed to backward once" in refusal
 
 
 @claim("checkpoint.determinism.debug")
-@pytest.mark.parametrize("argument, override, told", [(True, None, True), (False, True, True), (True, False, False)])
+@pytest.mark.parametrize(
+    ("argument", "override", "told"), [(True, None, True), (False, True, True), (True, False, False)]
+)
 def test_debugging_names_the_operations(case, argument, override, told):
     x = case.tensor(3, requires_grad=True)
     function = changing(lambda x: x.sin().cos(), lambda x: x.sin().neg())

@@ -472,7 +472,7 @@ def test_the_state_travels(case):
     assert other.state_dict() == state
     with case.raises(RuntimeError, "empty"):
         scaler_for(case).load_state_dict({})
-    used = scaler_for(case)
+    used = scaler_for(case, init_scale=4.0)
     used.scale(p.sum())
     used.load_state_dict(state)
     assert used.state_dict() == state

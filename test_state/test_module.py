@@ -569,7 +569,7 @@ def test_sequentials_add_and_multiply(case):
         with case.raises(error, "non-positive|unsupported operand"):
             first *= factor
     with case.raises((TypeError, ValueError), "Sequential|unsupported operand"):
-        first + [a]
+        first.__add__([a])
 
 
 @claim("module.containers.module-list")
