@@ -1322,12 +1322,6 @@ def lengths_are_not_compared(patch):
 
 
 @mutant("autograd.forward.levels")
-def levels_are_left_in_any_order(patch):
-    """Leaves whatever level is named."""
-    patch.source(torch.autograd.forward_ad.exit_dual_level, "level != _current_level", "False")
-
-
-@mutant("autograd.forward.levels")
 def outside_a_level_is_one(patch):
     """Unpacks a tangent whatever level is asked for."""
     patch.source(torch.autograd.forward_ad.unpack_dual, "if level < 0:", "level = 0\n    if level < 0:")

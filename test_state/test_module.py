@@ -698,6 +698,7 @@ def test_parameter_dict_is_a_dict(case):
     both |= nn.ParameterDict({"newer": p})
     assert list(both) == [*model, "new", "newer"]
     assert (nn.ParameterDict({"z": q}) | model)["z"] is p
+    assert ({"z": q} | model)["z"] is p
     assert both.popitem()[1] is p
     assert list(model.fromkeys(["u", "v"], p).values()) == [p, p]
     with case.raises(RuntimeError, "not be called"):
