@@ -181,3 +181,21 @@ def swalr_takes_documented_names(patch):
         original(self, optimizer, swa_lr or swa_lrs, annealing_epochs or anneal_epochs, anneal_strategy, last_epoch)
 
     patch.wrap(u.SWALR, "__init__", init)
+
+
+@mutant("averaging.buffers.copied")
+def buffers_stay_behind(patch):
+    """Keeps the buffers of the first copy."""
+    patch.source(u.AveragedModel.update_parameters, "if not self.use_buffers", "if False")
+
+
+@mutant("averaging.update-bn.restores")
+def momentum_stays_away(patch):
+    """Leaves the cumulative momentum behind."""
+    patch.source(u.update_bn, "bn_module.momentum = momenta[bn_module]", "pass")
+
+
+@mutant("averaging.model.counted-and-saved")
+def count_is_not_saved(patch):
+    """Keeps the count in a plain attribute."""
+    patch.source(u.AveragedModel.__init__, '"n_averaged", torch', 'persistent=False, name="n_averaged", tensor=torch')

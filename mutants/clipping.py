@@ -159,3 +159,51 @@ def anything_is_a_vector(patch):
         "if not isinstance(vec, torch.Tensor):",
         "vec = torch.as_tensor(vec)\n    if not isinstance(vec, torch.Tensor):",
     )
+
+
+@mutant("clipping.norm.order-as-text")
+def order_as_number_only(patch):
+    """Takes the order as it is given, which the kernels then refuse."""
+    patch.source(clip_grad._get_total_norm, "norm_type = float(norm_type)", "norm_type + 0.0")
+
+
+@mutant("clipping.norm.empty-generator")
+def empty_in_silence(patch):
+    """Says nothing of a generator that another call has used up."""
+    patch.source(clip_grad.clip_grad_norm_, "is_generator and len(parameters) == 0", "False")
+
+
+@mutant("clipping.norm.deprecated-name")
+def old_name_wants_finite_norms(patch):
+    """Hands the options of the old name on in another order."""
+    patch.source(clip_grad.clip_grad_norm, "norm_type, error_if_nonfinite, foreach", "norm_type, True, foreach")
+
+
+@mutant("clipping.foreach.devices")
+def foreach_falls_back_in_silence(patch):
+    """Takes the loop where foreach was asked for and there is none."""
+    patch.source(clip_grad.clip_grad_value_, "elif foreach:", "elif False:")
+
+
+@mutant("clipping.foreach.devices")
+def norm_falls_back_in_silence(patch):
+    """Takes the loop of norms where foreach was asked for and there is none."""
+    patch.source(clip_grad._get_total_norm, "elif foreach:", "elif False:")
+
+
+@mutant("clipping.value.one-tensor")
+def values_of_many_tensors_only(patch):
+    """Iterates over a tensor as over a list of its elements."""
+    patch.source(clip_grad.clip_grad_value_, "isinstance(parameters, torch.Tensor)", "False")
+
+
+@mutant("clipping.norm.in-two-halves")
+def scaling_of_many_tensors_only(patch):
+    """Iterates over a tensor as over a list of its elements when scaling."""
+    patch.source(clip_grad._clip_grads_with_norm_, "isinstance(parameters, torch.Tensor)", "False")
+
+
+@mutant("clipping.norm.in-two-halves")
+def norm_of_many_tensors_only(patch):
+    """Iterates over a tensor as over a list of its rows when taking the norm: of each element alone the same."""
+    patch.source(clip_grad._get_total_norm, "tensors = [tensors]", "tensors = [tensors[1:]]")

@@ -517,3 +517,66 @@ def bag_takes_weights_with_any_mode(patch):
         return original(ids, weight, offsets, *rest)
 
     patch.wrap(F, "embedding_bag", change)
+
+
+Lazy = nn.modules.lazy.LazyModuleMixin
+
+
+@mutant("linear.lazy.state")
+def lazy_loads_into_nothing(patch):
+    """Leaves the parameters uninitialised when there is something to load into them."""
+    patch.source(Lazy._lazy_load_hook, "param.materialize(input_param.shape)", "pass")
+
+
+@mutant("linear.lazy.state")
+def lazy_saves_with_graph(patch):
+    """Saves parameters as they are, with their gradients required."""
+    patch.source(Lazy._save_to_state_dict, "param = param.detach()", "pass")
+
+
+@mutant("linear.lazy.state")
+def lazy_hooks_stay(patch):
+    """Leaves the hook before loading on the finished layer."""
+    patch.source(Lazy._infer_parameters, "module._load_hook.remove()", "pass")
+
+
+@mutant("linear.lazy.buffers")
+def lazy_saves_scratch(patch):
+    """Saves buffers that are not persistent."""
+    patch.source(Lazy._save_to_state_dict, "name not in self._non_persistent_buffers_set", "True")
+
+
+@mutant("linear.lazy.own")
+def lazy_half_made(patch):
+    """Runs a layer that has not made all its parameters."""
+    patch.source(Lazy._infer_parameters, "if module.has_uninitialized_params()", "if False")
+
+
+@mutant("linear.lazy.reset")
+def lazy_never_drawn(patch):
+    """Materialises the memory and leaves in it what was there."""
+    patch.source(nn.LazyLinear.initialize_parameters, "self.reset_parameters()", "pass")
+
+
+@mutant("linear.lazy.loaded-width")
+def lazy_of_no_width(patch):
+    """Leaves in_features at zero in a layer that was loaded."""
+    patch.source(nn.LazyLinear.initialize_parameters, "if self.in_features == 0", "if False")
+
+
+@mutant("linear.embedding.options")
+def embedding_row_zero_is_no_padding(patch):
+    """Takes the first row for no padding row, as one does who asks whether the index is true."""
+    patch.source(Embedding._fill_padding_idx_with_zero, "if self.padding_idx is not None", "if self.padding_idx")
+
+
+@mutant("linear.embedding.options")
+def pretrained_forgets_the_bound(patch):
+    """Hands max_norm on to the constructor only."""
+    patch.source(Embedding.from_pretrained, "max_norm=max_norm", "max_norm=None")
+
+
+@mutant("linear.embedding.from-pretrained")
+def pretrained_takes_any_shape(patch):
+    """Leaves the check of the given weight's shape out."""
+    patch.source(Embedding.__init__, "list(_weight.shape) != [num_embeddings, embedding_dim]", "False")

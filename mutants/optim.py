@@ -1155,3 +1155,201 @@ def adagrad_forgets_the_state_of_later_groups(patch):
         return original(optimizer, group, *args)
 
     patch.wrap(torch.optim.Adagrad, "_init_group", init)
+
+
+# -- hooks, formats and swaps ------------------------------------------------------------------------------------------
+
+PARTS = {"sgd": sgd, "adam": adam, "adadelta": adadelta, "adagrad": adagrad, "rmsprop": rmsprop, "rprop": rprop}
+
+
+def every_step(patch, old, new):
+    """Change the wrapper around every optimiser's step, which each class got when its first instance was made."""
+    original = Optimizer.profile_hook_step
+    patch.source(original, old, new)
+    for cls in {torch.optim.SGD, torch.optim.Adam}:
+        patch.set(cls, "step", Optimizer.profile_hook_step(getattr(cls.step, "__wrapped__", cls.step)))
+        cls.step.hooked = True
+
+
+@mutant("optim.hooks.arguments")
+def hook_arguments_are_dropped(patch):
+    """Calls the step with the arguments it was called with, whatever a hook returned."""
+    every_step(patch, "args, kwargs = result", "result = None")
+
+
+@mutant("optim.hooks.arguments")
+def hooks_return_anything(patch):
+    """Takes no notice of a result that is no pair."""
+    every_step(patch, "raise RuntimeError(", "str(")
+
+
+@mutant("optim.hooks.global")
+def global_hooks_come_last(patch):
+    """Runs the hooks of all optimisers after those of one, before the step too."""
+    old = "_global_optimizer_pre_hooks.values(),\n                    self._optimizer_step_pre_hooks.values(),"
+    every_step(patch, old, "self._optimizer_step_pre_hooks.values(), _global_optimizer_pre_hooks.values(),")
+
+
+@mutant("optim.hooks.global")
+def global_hooks_come_first(patch):
+    """Runs the hooks of all optimisers before those of one, after the step too."""
+    old = "self._optimizer_step_post_hooks.values(),\n                    _global_optimizer_post_hooks.values(),"
+    every_step(patch, old, "_global_optimizer_post_hooks.values(), self._optimizer_step_post_hooks.values(),")
+
+
+@mutant("optim.hooks.state")
+def prepended_hooks_are_appended(patch):
+    """Ignores prepend."""
+    patch.source(Optimizer.register_state_dict_pre_hook, "if prepend", "if False")
+
+
+@mutant("optim.hooks.state")
+def loading_hooks_are_prepended(patch):
+    """Puts every hook first unless told otherwise."""
+    patch.set(Optimizer.register_load_state_dict_post_hook, "__defaults__", (True,))
+
+
+@mutant("optim.hooks.state-replaced")
+def hook_results_are_dropped(patch):
+    """Saves the dict that was made, whatever a hook returned."""
+    patch.source(Optimizer.state_dict, "state_dict = hook_result", "pass")
+
+
+@mutant("optim.hooks.state-replaced")
+def loading_hooks_get_the_users_dict(patch):
+    """Hands the hooks the user's own dict instead of a copy."""
+    patch.source(Optimizer.load_state_dict, "state_dict = state_dict.copy()", "pass")
+
+
+@mutant("optim.state.older-formats")
+def adam_of_an_older_release_maximises(patch):
+    """Fills the option that came later with another default."""
+    patch.source(adam.Adam.__setstate__, 'setdefault("maximize", False)', 'setdefault("maximize", True)')
+
+
+@mutant("optim.state.older-formats")
+def counts_stay_numbers(patch):
+    """Leaves the counts of an older release as plain numbers."""
+    patch.source(rmsprop.RMSprop.__setstate__, 'not torch.is_tensor(p_state["step"])', "False")
+
+
+@mutant("optim.state.count-and-default-dtype")
+def counts_in_the_default_dtype(patch):
+    """Counts in whatever the default dtype is, so that in bfloat16 the count stands still at 256."""
+    for name in ("adam", "adadelta", "rmsprop", "rprop"):
+        patch.set(PARTS[name], "_get_scalar_dtype", lambda is_fused=None: torch.get_default_dtype())
+
+
+@mutant("optim.state.pickled")
+def pickled_without_its_state(patch):
+    """Pickles the groups, but not the momenta."""
+
+    def getstate(original, self):
+        return original(self) | {"state": type(self.state)(dict)}
+
+    patch.wrap(Optimizer, "__getstate__", getstate)
+
+
+@mutant("optim.state.pickled")
+def pickled_without_hooks_to_come(patch):
+    """Brings no place for hooks back."""
+    patch.source(Optimizer.__setstate__, 'if "_optimizer_step_post_hooks" not in self.__dict__', "if False")
+
+
+@mutant("optim.state.containers")
+def containers_are_not_cast(patch):
+    """Casts tensors, but not those in lists."""
+    patch.source(Optimizer.load_state_dict, "elif isinstance(value, Iterable)", "elif False")
+
+
+@mutant("optim.state.names-kept")
+def names_are_lost(patch):
+    """Forgets the names when the loaded state has none."""
+    patch.source(Optimizer.load_state_dict, '"param_names" in group and "param_names" not in new_group', "False")
+
+
+@mutant("optim.groups.refused-later")
+def groups_of_what_retains_no_gradient(patch):
+    """Takes any tensor, leaf or not."""
+    patch.source(Optimizer.add_param_group, "param.is_leaf or param.retains_grad", "True")
+
+
+@mutant("optim.groups.names-in-all-or-none")
+def names_in_some_groups(patch):
+    """Takes groups with and without names together."""
+    patch.source(Optimizer.add_param_group, '("param_names" in param_group) != ("param_names" in group)', "False")
+
+
+@mutant("optim.zero.sparse")
+def zero_makes_dense(patch):
+    """Clears a gradient by a new one, laid out densely."""
+
+    def zero_grad(original, self, set_to_none=True):
+        original(self, set_to_none)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    p.grad = torch.zeros_like(p)
+
+    patch.wrap(Optimizer, "zero_grad", zero_grad)
+
+
+@mutant("optim.errors.options")
+def rho_of_one_is_refused(patch):
+    """Closes the range of rho at one end only."""
+    patch.source(adadelta.Adadelta.__init__, "0.0 <= rho <= 1.0", "0.0 <= rho < 1.0")
+
+
+@mutant("optim.errors.options")
+def a_learning_rate_of_zero_is_refused(patch):
+    """Refuses to stand still."""
+    patch.source(rprop.Rprop.__init__, "0.0 <= lr", "0.0 < lr")
+
+
+@mutant("optim.options.tensor-betas")
+def one_beta_may_be_a_tensor(patch):
+    """Takes a tensor and a float together."""
+    patch.source(adam.Adam.__init__, "isinstance(betas[0], float) and isinstance(betas[1], float)", "True")
+
+
+@mutant("optim.options.tensor-lr-foreach")
+def foreach_takes_any_learning_rate(patch):
+    """Leaves the check of a tensor lr for the device to find."""
+    patch.source(adam.Adam.__init__, "if foreach and not capturable", "if False")
+
+
+@mutant("optim.functional.defaults")
+def functions_capture_by_default(patch):
+    """Makes the function behind a step capturable unless told otherwise."""
+    names = ("foreach", "capturable", "differentiable")
+    patch.set(adadelta.adadelta, "__defaults__", (True, *(adadelta.adadelta.__defaults__ or names)[1:]))
+
+
+def swapping():
+    if not hasattr(torch.optim, "swap_in_optimizer_params_and_state"):
+        raise NotApplicable("torch.optim swaps nothing in")
+    return torch.optim.swap_in_optimizer_params_and_state
+
+
+@mutant("optim.swap.steps-the-others")
+def swap_keeps_the_options(patch):
+    """Swaps parameters and state, but not the options."""
+    patch.source(swapping(), "info.live_group[key] = value", "pass")
+
+
+@mutant("optim.swap.steps-the-others")
+def swap_leaves_new_options(patch):
+    """Puts the old options back without taking the new ones away."""
+    patch.source(swapping(), "group.clear()", "pass")
+
+
+@mutant("optim.swap.restores-after-an-error")
+def swap_does_not_survive_errors(patch):
+    """Restores the optimiser only when all went well."""
+    patch.source(swapping(), "    finally:", "    except ZeroDivisionError:\n        raise\n    else:")
+
+
+@mutant("optim.swap.checked")
+def swap_ignores_extra_state(patch):
+    """Drops state that belongs to no parameter."""
+    patch.source(swapping().__wrapped__.__globals__["_prepare_swap_in"], "if extra_keys", "if False")
