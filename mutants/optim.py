@@ -1184,17 +1184,9 @@ def hooks_return_anything(patch):
 
 
 @mutant("optim.hooks.global")
-def global_hooks_come_last(patch):
-    """Runs the hooks of all optimisers after those of one, before the step too."""
-    old = "_global_optimizer_pre_hooks.values(),\n                    self._optimizer_step_pre_hooks.values(),"
-    every_step(patch, old, "self._optimizer_step_pre_hooks.values(), _global_optimizer_pre_hooks.values(),")
-
-
-@mutant("optim.hooks.global")
-def global_hooks_come_first(patch):
-    """Runs the hooks of all optimisers before those of one, after the step too."""
-    old = "self._optimizer_step_post_hooks.values(),\n                    _global_optimizer_post_hooks.values(),"
-    every_step(patch, old, "_global_optimizer_post_hooks.values(), self._optimizer_step_post_hooks.values(),")
+def global_hooks_after_are_forgotten(patch):
+    """Runs the hooks of all optimisers before the step only."""
+    every_step(patch, "_global_optimizer_post_hooks.values(),", "*(),")
 
 
 @mutant("optim.hooks.state")
