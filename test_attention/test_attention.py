@@ -619,8 +619,8 @@ def test_static_keys_and_values_are_not_projected(case):
 
 @claim("attention.mha.errors")
 def test_the_functional_form_checks_its_arguments(case):
-    if RELEASE < (2, 4):
-        raise case.unsupported("older releases check less; claimed from torch 2.4 on")
+    if RELEASE < (2, 13):
+        raise case.unsupported("older releases check less; claimed from torch 2.13 on")
     layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS), case.tensor(5, 2, WIDTH)
     one = x[:, 0]
     wrong = [
