@@ -6,12 +6,16 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
+import gc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from torch_conformance.errors import UsageError
+
+RARELY = (100_000, 20, 100)  # what a run makes lives to its end; to look for garbage as often as usual costs a fifth
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "axes(dtype=(), layout=(), via=()): what the test ranges over")
     if config.option.help or config.option.markers:
         return
+    config.add_cleanup(partial(gc.set_threshold, *gc.get_threshold()))
+    gc.set_threshold(*RARELY)
     try:
         import torch  # noqa: F401
     except Exception as error:
