@@ -9,6 +9,7 @@ import torch
 
 from torch_conformance import devices
 from torch_conformance.axes import LAYOUTS, Axes, Point
+from torch_conformance.case import Case, Unsupported
 from torch_conformance.errors import UsageError
 from torch_conformance.settings import ROOT
 
@@ -85,3 +86,34 @@ def test_the_miniatures_are_told_apart(tmp_path, name):
     assert {c["claim"].partition(".")[0] for c in cases if c["outcome"] == "violated"} == VERDICTS[name]
     assert "broken" not in {c["outcome"] for c in cases}
     assert "holds" in {c["outcome"] for c in cases}
+
+
+class Offering:
+    """A backend that brings a generator of its own, and whose device torch itself knows nothing of."""
+
+    drawn = 0
+
+    def manual_seed(self, number):
+        self.drawn = number
+
+    def get_rng_state(self):
+        return self.drawn
+
+
+def test_a_backend_seeds_what_torch_does_not_know(monkeypatch):
+    device, backend = torch.device("vulkan"), Offering()
+    assert not hasattr(torch, "vulkan")
+    assert devices.rng_state(device) is None
+    monkeypatch.setattr(devices, "BACKENDS", [backend])
+    devices.seed(device, 7)
+    assert backend.drawn == 7
+    assert int(devices.rng_state(device)) == 7
+    devices.seed(CPU, 9)
+    assert backend.drawn == 7
+
+
+def test_a_generator_that_nobody_can_see_is_not_judged(monkeypatch):
+    case = Case(Point("cpu", "float32"), "name", 0)
+    case.device = torch.device("vulkan")
+    with pytest.raises(Unsupported, match="the state of vulkan's generator"), case.unchanged(but={"rng"}):
+        raise AssertionError("the block must not run")

@@ -209,7 +209,7 @@ def test_train_at_every_batch_makes_no_difference(case):
     model = network(case)
     twin, batches = copy.deepcopy(model), [(case.tensor(4, 5), case.tensor(4, 3)) for _ in range(3)]
     for net, at_every_batch in ((model, False), (twin, True)):
-        torch.manual_seed(case.seed)
+        case.reseed()
         optimizer = torch.optim.SGD(net.train().parameters(), lr=0.1)
         for x, target in batches:
             if at_every_batch:

@@ -44,7 +44,11 @@ class Case:
         self.rng = np.random.default_rng(self.seed)
         torch.default_generator.manual_seed(self.seed)
         if self.device.type != "cpu":
-            torch.manual_seed(self.seed)  # costs a thousand times as much, for it asks every backend
+            self.reseed()  # costs a thousand times as much, for it asks every backend
+
+    def reseed(self) -> None:
+        """Let the generators of the host and of the device draw the numbers of the case's beginning again."""
+        devices.seed(self.device, self.seed)
 
     # -- subjects ----------------------------------------------------------------------------------------------------
 
@@ -144,6 +148,8 @@ class Case:
     def unchanged(self, module: nn.Module | None = None, *, but: Iterable[str] = (), **named: Any) -> Iterator[None]:
         """The block changes exactly what ``but`` names of the module, the tensors and the global state."""
         subjects = {"": module, **named} if module is not None else named
+        if "rng" in but and devices.rng_state(self.device) is None:
+            raise self.unsupported(f"neither torch nor a backend shows the state of {self.device.type}'s generator")
         devices.synchronise(self.device)
         with state.changes_only(subjects, but, [self.device]):
             yield

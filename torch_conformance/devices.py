@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch_conformance.axes import DTYPES, FLOATING, LAYOUTS, Point
 from torch_conformance.errors import UsageError
 
 ENTRY_POINTS = "torch_conformance.backends"
+BACKENDS: list[ModuleType] = []  # what was imported beside torch, the last first
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ def load_backend(module: str) -> dict[str, Any]:
     Raises `UsageError` when it cannot be imported or states something unknown.
     """
     try:
-        stated = getattr(importlib.import_module(module), "conformance_profile", {})
+        backend = importlib.import_module(module)
     except Exception as error:  # a vendor's module may raise anything at import
         raise UsageError(f"--backend {module}: cannot be imported: {type(error).__name__}: {error}") from None
+    BACKENDS.insert(0, backend)
+    stated = getattr(backend, "conformance_profile", {})
     if unknown := sorted(set(stated) - {"dtypes", "layouts", "autograd", "seeded", "description"}):
         raise UsageError(f"--backend {module}: conformance_profile knows no {unknown[0]!r}")
     return dict(stated)
@@ -126,24 +130,49 @@ def differentiates(device: torch.device) -> bool:
 def repeats(device: torch.device) -> bool:
     drawn = []
     for _ in range(2):
-        torch.manual_seed(7)
+        seed(device, 7)
         drawn.append(torch.rand(4, device=device).cpu())
     return torch.equal(*drawn)
 
 
+def offered(device: torch.device, name: str) -> Callable[..., Any] | None:
+    """What the device's module in torch has under this name or, where torch has no such module, its backend."""
+    inside = getattr(torch, device.type, None)
+    found = [getattr(module, name, None) for module in ([inside] if inside else BACKENDS)]
+    return next((function for function in found if callable(function)), None)
+
+
 def describe(device: torch.device) -> str:
-    module = getattr(torch, device.type, None)
     try:
-        return str(module.get_device_name(device))  # type: ignore[union-attr]
+        return str(offered(device, "get_device_name")(device))  # type: ignore[misc]
     except Exception:  # many backends have no such function
         return platform.machine() if device.type == "cpu" else device.type
 
 
+def seed(device: torch.device, number: int) -> None:
+    """Seed all generators of torch and, where torch does not know the device's own, that of its backend."""
+    torch.manual_seed(number)
+    if not hasattr(torch, device.type) and (manual_seed := offered(device, "manual_seed")):
+        manual_seed(number)
+
+
+def rng_state(device: torch.device) -> torch.Tensor | None:
+    """The state of the device's generator; none where it cannot be read."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    get_rng_state = offered(device, "get_rng_state")
+    return None if get_rng_state is None else torch.as_tensor(get_rng_state(*which(device))).cpu()
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was asked to, so that its state can be read."""
-    module = getattr(torch, device.type, None)
-    if device.type != "cpu" and hasattr(module, "synchronize"):
-        module.synchronize()  # type: ignore[union-attr]
+    if device.type != "cpu" and (synchronize := offered(device, "synchronize")):
+        synchronize(*which(device))
+
+
+def which(device: torch.device) -> list[torch.device]:
+    """The argument that tells one of several devices from the current one."""
+    return [device] if device.index is not None else []
 
 
 def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:

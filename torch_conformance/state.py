@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from torch_conformance.checks import Violation, bits
+from torch_conformance.devices import rng_state
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
@@ -38,11 +39,8 @@ class Frozen:
 
 def observe(subjects: Mapping[str, Any], devices: Iterable[torch.device]) -> dict[str, Any]:
     """Name to state of everything the subjects hold, and of the global state beside them."""
-    seen: dict[str, Any] = {"grad mode": torch.is_grad_enabled(), "rng": [torch.get_rng_state()]}
-    for device in devices:
-        generator = getattr(torch, device.type, None)
-        if device.type != "cpu" and hasattr(generator, "get_rng_state"):
-            seen["rng"].append(generator.get_rng_state().cpu())  # type: ignore[union-attr]
+    states = [rng_state(device) for device in {torch.device("cpu"), *devices}]
+    seen: dict[str, Any] = {"grad mode": torch.is_grad_enabled(), "rng": [s for s in states if s is not None]}
     for name, subject in subjects.items():
         seen.update(observe_one(name, subject))
     return seen
