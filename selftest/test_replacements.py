@@ -1,10 +1,16 @@
 """Replacements: arguments are handed on by name, and each wrong layer is red by the claim that it breaks."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from torch_conformance.errors import UsageError
 from torch_conformance.replacements import NotTaken, Replacement, parse
+from torch_conformance.settings import ROOT
 
 LAYERS = """
 import torch
@@ -55,6 +61,70 @@ def test_bad_input_is_one_line(text):
     with pytest.raises(UsageError, match="--replace") as caught:
         parse(text)
     assert "\n" not in str(caught.value)
+
+NORMS = """
+import torch
+from torch import nn
+
+class Right(nn.Module):
+    def __init__(self, normalized_shape, eps=None, elementwise_affine=True):
+        super().__init__()
+        self.shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+        self.weight = nn.Parameter(torch.ones(self.shape)) if elementwise_affine else None
+        self.eps = torch.finfo(torch.float32).eps if eps is None else eps
+
+    def centre(self, x, axes):
+        return x
+
+    def forward(self, x):
+        if list(x.shape[-len(self.shape):]) != self.shape:
+            raise RuntimeError(f"normalized_shape={self.shape}")
+        axes = tuple(range(-len(self.shape), 0))
+        y = self.centre(x.to(torch.promote_types(x.dtype, torch.float32)), axes)
+        y = y * torch.rsqrt(y.square().mean(axes, keepdim=True) + self.eps)
+        return (y if self.weight is None else y * self.weight.to(y.dtype)).to(x.dtype)
+
+class Centred(Right):
+    def centre(self, x, axes):
+        return x - x.mean(axes, keepdim=True)
+
+class BatchNorm(nn.BatchNorm1d):
+    pass
+
+class Biased(nn.BatchNorm1d):
+    def forward(self, x):
+        if self.training and self.running_var is not None and len(x):
+            n = x.numel() // x.shape[1]
+            with torch.no_grad():
+                before = self.running_var.clone()
+            y = super().forward(x)
+            self.running_var.data = before + (self.running_var - before) * (1 - 1 / n)
+            return y
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("replace", "claims", "red"),
+    [
+        ("RMSNorm=planted:Right", "norms.rmsnorm.[!d]*", set()),
+        ("RMSNorm=planted:Centred", "norms.rmsnorm.[!d]*", {"norms.rmsnorm.formula", "norms.rmsnorm.gradients"}),
+        ("BatchNorm1d=planted:BatchNorm", "batchnorm.running.*", set()),
+        ("BatchNorm1d=planted:Biased", "batchnorm.running.*", {"batchnorm.running.variance-unbiased"}),
+    ],
+)
+def test_a_planted_fault_is_red_by_its_claim(tmp_path, replace, claims, red):
+    (tmp_path / "planted.py").write_text(NORMS)
+    path = tmp_path / "out.jsonl"
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--device", "cpu", "--claim", claims, "test_norms"]
+    words += ["--replace", f"torch.nn.{replace}", f"--results={path}"]
+    here = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, env=here, check=False, capture_output=True)
+    cases = [r for r in map(json.loads, path.read_text().splitlines()) if r["kind"] == "case"]
+    violated = {c["claim"] for c in cases if c["outcome"] == "violated"}
+    assert violated >= red
+    assert bool(violated) == bool(red)
+    assert "holds" in {c["outcome"] for c in cases}
 
 
 TESTS = """

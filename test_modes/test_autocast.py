@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_conformance.checks import array
-from torch_conformance.marks import claim
+from torch_conformance.marks import axes, claim
 
 LOW = torch.bfloat16
 
@@ -228,6 +228,7 @@ def test_the_state_is_restored_and_a_threads_own(case):
 
 
 @claim("amp.autocast.weight-cache")
+@axes(via=("eager", "functional"))  # a compiled call shows no graph of its inner steps
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_weight_is_cast_once(case, cache):
     layer, x = case.module(nn.Linear, 5, 5, bias=False), case.tensor(3, 5).to(LOW)

@@ -685,6 +685,7 @@ def test_the_textbook_loop_runs(case):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        case.synchronise()
     model.eval()
     with torch.no_grad():
         outputs = model(case.tensor(20, 10))

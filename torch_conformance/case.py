@@ -106,18 +106,30 @@ class Case:
                 values = self.rng.standard_normal(tuple(buffer.shape))
             buffer.copy_(torch.as_tensor(values))
 
+    def draws(self, draw: Callable[[], torch.Tensor], times: int) -> torch.Tensor:
+        """The stacked results of so many calls, each done before the next, or a lazy device makes one graph of all."""
+        results = []
+        for _ in range(times):
+            results.append(draw())
+            self.synchronise()
+        return torch.stack(results)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what it was asked to; a lazy one would grow its graph from step to step."""
+        devices.synchronise(self.device)
+
     # -- checks ------------------------------------------------------------------------------------------------------
 
     def close(self, actual: torch.Tensor, expected: Any, *, k: float, scale: Any = None) -> None:
         """The result lies within ``k · eps(dtype) · scale`` of the reference; scale defaults to ``|expected|``."""
-        devices.synchronise(self.device)
+        self.synchronise()
         found = checks.closeness(actual, expected, k=k, scale=scale)
         self.record(found.headroom)
         found.require(k)
 
     def same(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
         """Both are alike in dtype, shape and every bit."""
-        devices.synchronise(self.device)
+        self.synchronise()
         checks.same(actual, expected)
         self.record(0.0)
 
@@ -150,10 +162,10 @@ class Case:
         subjects = {"": module, **named} if module is not None else named
         if "rng" in but and devices.rng_state(self.device) is None:
             raise self.unsupported(f"neither torch nor a backend shows the state of {self.device.type}'s generator")
-        devices.synchronise(self.device)
+        self.synchronise()
         with state.changes_only(subjects, but, [self.device]):
             yield
-            devices.synchronise(self.device)
+            self.synchronise()
 
     def unsupported(self, reason: str) -> Unsupported:
         """``raise case.unsupported(reason)``: this device, dtype, version or via cannot express the test."""

@@ -165,8 +165,8 @@ def rng_state(device: torch.device) -> torch.Tensor | None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to, so that its state can be read."""
-    if device.type != "cpu" and (synchronize := offered(device, "synchronize")):
+    """Wait until the device has done what it was asked to, so that its state can be read; a lazy one begins here."""
+    if device.type != "cpu" and (synchronize := offered(device, "synchronize") or offered(device, "sync")):
         synchronize(*which(device))
 
 

@@ -21,6 +21,7 @@ LACKS = re.compile(
     r"|(does not|doesn't) support (float64|Half|BFloat16)",
     re.IGNORECASE,
 )
+REFUSED_BY_VIAS = re.compile(r"torch.compile with \w+ does not currently support double backward")
 OURS = tuple(str(Path(__file__).parent.parent / folder) for folder in ("torch_conformance", "specs"))
 SUITE_ERRORS = (NameError, ImportError, SyntaxError, MemoryError)
 OUT_OF_MEMORY: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -53,7 +54,12 @@ def judge(error: BaseException | None, point: Point) -> Outcome:
 
 
 def lacks(text: str, point: Point) -> bool:
-    """Whether torch says that it has no such kernel; of the CPU's own float32 and float64 nothing may be lacking."""
+    """Whether torch says that it has no such kernel; of the CPU's own float32 and float64 nothing may be lacking.
+
+    What a compiler cannot express may also show later than at the call, when its graph is walked backwards.
+    """
+    if point.via != "eager" and REFUSED_BY_VIAS.search(text):
+        return True
     optional = point.dtype in REDUCED or point.device.partition(":")[0] != "cpu"
     return optional and LACKS.search(text) is not None
 
