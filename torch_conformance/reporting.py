@@ -7,6 +7,7 @@ import linecache
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Generator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -94,6 +95,8 @@ class Reporting:
         if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
             trace = type(item).repr_failure(item, call.excinfo) if outcome.name == "broken" else report.longrepr
             report.longrepr = f"{self.explain(item, call, outcome, found)}\n{trace}".rstrip()
+        if call.excinfo and facts["device"] != "cpu" and not self.config.getoption("usepdb", False):
+            traceback.clear_frames(call.excinfo.tb)  # memory or unfinished work of this case must not fall to the next
 
     def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
         """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
