@@ -1,5 +1,7 @@
 """The ways in which an implementation of the optimisers goes wrong."""
 
+import inspect
+
 import torch
 from torch.optim import (
     adadelta,
@@ -1311,10 +1313,10 @@ def foreach_takes_any_learning_rate(patch):
 
 
 @mutant("optim.functional.defaults")
-def functions_capture_by_default(patch):
-    """Makes the function behind a step capturable unless told otherwise."""
-    names = ("foreach", "capturable", "differentiable")
-    patch.set(adadelta.adadelta, "__defaults__", (True, *(adadelta.adadelta.__defaults__ or names)[1:]))
+def functions_switch_all_on_by_default(patch):
+    """Takes every switch of the function behind a step for on unless told otherwise."""
+    function = inspect.unwrap(adadelta.adadelta)
+    patch.set(function, "__defaults__", tuple(default is False or default for default in function.__defaults__))
 
 
 def swapping():
