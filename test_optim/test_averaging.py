@@ -11,7 +11,7 @@ from torch.optim import swa_utils
 
 from specs.reference import averaging as reference
 from specs.reference import schedulers
-from test_optim.test_schedulers import advance, holds, optimizer_of, rates_of
+from test_optim.test_schedulers import advance, hold_along, optimizer_of, rates_of
 from torch_conformance.axes import PRECISE
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
@@ -251,7 +251,7 @@ def test_the_rate_is_annealed_to_swa_lr(case, strategy, epochs, rate):
         )
         advance(optimizer, scheduler)
     # undoing the share of swa_lr loses what the cosine leaves of the first rate, at most T^2
-    holds(case, found, wanted, {"T_max": max(epochs, 1)})
+    hold_along(case, found, wanted, {"T_max": max(epochs, 1)})
 
 
 @claim("averaging.swalr.joins-another-schedule")
@@ -268,7 +268,7 @@ def test_annealing_starts_from_the_rate_it_finds(case):
         wanted.append(
             [schedulers.swa(t, b / 2, swa_lr=0.05, anneal_epochs=4, anneal_strategy="linear") for b in (0.5, 0.08)]
         )
-    holds(case, found, wanted, {"T_max": 4})
+    hold_along(case, found, wanted, {"T_max": 4})
 
 
 @claim("averaging.swalr.round-trip")
