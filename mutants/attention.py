@@ -676,3 +676,9 @@ def width_checked_on_one_side(patch):
 def static_values_ignored(patch):
     """Takes the static keys and projects the values all the same."""
     patch.source(MHA, "v = static_v", "v = static_v * 0.5")
+
+
+@mutant("attention.encoder.hooks-run", "attention.encoder-layer.fast-path-only-in-eval")
+def fused_layer_passes_hooks_by(patch):
+    """Takes the fused path though hooks are attached."""
+    patch.source(Encoder.forward, '"_forward_hooks", {}', '"no such", {}')

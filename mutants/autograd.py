@@ -1337,3 +1337,20 @@ def whole_tangents_are_taken(patch):
 def check_nan_is_off_by_default(patch):
     """Checks for NaN only if told to."""
     patch.set(torch.autograd.set_detect_anomaly.__init__, "__defaults__", (False,))
+
+
+@mutant("autograd.loss.smooth-l1-without-beta")
+def smooth_l1_slopes_at_zero(patch):
+    """Takes zero for negative where beta is zero."""
+
+    def loss(original, x, target, *args, beta=1.0, **named):
+        return original(x - 1e-30 if beta == 0 else x, target, *args, beta=beta, **named)
+
+    patch.wrap(F, "smooth_l1_loss", loss)
+
+
+@mutant("autograd.loss.bce-target-range")
+def targets_are_brought_into_range(patch):
+    """Brings targets into the range instead of refusing them."""
+    clamped = lambda original, x, t, *args, **named: original(x, t.clamp(0, 1), *args, **named)  # noqa: E731
+    patch.wrap(F, "binary_cross_entropy", clamped)

@@ -510,3 +510,17 @@ def registration_hooks_only_look(patch):
         name = f"register_module_{kind}_registration_hook"
         need(module_file, name)
         patch.wrap(module_file, name, lambda original, hook: original(lambda *given: hook(*given) and None))
+
+
+@mutant("hooks.backward.keeps-the-type")
+def outputs_become_a_plain_tuple(patch):
+    """Rebuilds the outputs as a tuple."""
+    patch.source(hooks_file.BackwardHook._apply_on_tensors, "type(args) is tuple", "True")
+
+
+@mutant("hooks.node.multi-grad-under-no-grad")
+def leaf_is_found_in_the_mode_at_hand(patch):
+    """Looks for a leaf's node through a view that no_grad does not record."""
+    graph = torch.autograd.graph
+    as_it_is = "torch.set_grad_enabled(torch.is_grad_enabled())"
+    patch.source(graph._get_grad_fn_or_grad_acc, "torch.enable_grad()", as_it_is)

@@ -509,3 +509,16 @@ def fork_rng_does_not_restore(patch):
 def new_memory_is_left_as_it_is(patch):
     """Does not fill new memory."""
     patch.wrap(torch, "empty", lambda original, *args, **kwargs: original(*args, **kwargs).zero_())
+
+
+@mutant("init.truncnormal.far-tail")
+def trunc_normal_by_the_inverse_alone(patch):
+    """Inverts the distribution function in the tensor's precision, as torch did up to 2.11."""
+
+    def fill(original, tensor, mean=0.0, std=1.0, a=-2.0, b=2.0, generator=None):
+        if a < mean + 4 * std:
+            return original(tensor, mean, std, a, b, generator=generator)
+        with torch.no_grad():
+            return tensor.fill_(1.0).erfinv_().clamp_(min=a, max=b)
+
+    patch.wrap(nn.init, "trunc_normal_", fill)

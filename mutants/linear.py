@@ -580,3 +580,10 @@ def pretrained_forgets_the_bound(patch):
 def pretrained_takes_any_shape(patch):
     """Leaves the check of the given weight's shape out."""
     patch.source(Embedding.__init__, "list(_weight.shape) != [num_embeddings, embedding_dim]", "False")
+
+
+@mutant("linear.lazy.by-keyword")
+def lazy_layers_see_positions_only(patch):
+    """Makes the layer from positional arguments, as torch did up to 2.1."""
+    lazy = nn.modules.lazy.LazyModuleMixin
+    patch.source(lazy._infer_parameters, "kwargs = kwargs if kwargs else {}", "kwargs = {}")

@@ -439,3 +439,28 @@ def factors_out_of_range(patch):
 def get_lr_in_silence(patch):
     """Answers without a word."""
     patch.source(s.StepLR.get_lr, "_warn_get_lr_called_within_step(self)", "pass")
+
+
+@mutant("schedulers.several.milestone-at-zero")
+def sequence_begins_with_its_first(patch):
+    """Begins with the first schedule, whatever the milestones."""
+    patch.source(s.SequentialLR.__init__, "bisect_right(self._milestones, 0)", "0")
+
+
+@mutant("schedulers.several.no-plateau")
+def sequence_takes_a_plateau(patch):
+    """Takes a scheduler into the sequence that waits for a metric."""
+    patch.source(s.SequentialLR.__init__, "isinstance(scheduler, ReduceLROnPlateau)", "False")
+
+
+@mutant("schedulers.plateau.tensor-lr")
+def plateau_replaces_the_tensor(patch):
+    """Puts a number where the tensor was."""
+    plateau = s.ReduceLROnPlateau
+    patch.source(plateau._reduce_lr, '_update_param_group_val(param_group, "lr", new_lr)', 'param_group["lr"] = new_lr')
+
+
+@mutant("schedulers.state.loads-as-weights")
+def state_holds_a_function(patch):
+    """Saves whatever attribute there is, functions included."""
+    patch.wrap(s.LRScheduler, "state_dict", lambda original, self: original(self) | {"anneal_func": s.math.cos})

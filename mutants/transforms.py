@@ -193,3 +193,14 @@ def auxiliary_output_is_dropped(patch):
 def inner_graph_is_not_made(patch):
     """Does not record the gradient."""
     patch.source(eager_transforms.grad_and_value_impl, "create_graph=True", "create_graph=False")
+
+
+@mutant("transforms.grad.within-inference-mode")
+def grad_stays_in_inference_mode(patch):
+    """Differentiates within inference mode as it finds it."""
+
+    def grad(original, f, *args, **named):
+        found = original(f, *args, **named)
+        return lambda *xs: found(*xs) * 0 if torch.is_inference_mode_enabled() else found(*xs)
+
+    patch.wrap(torch.func, "grad", grad)

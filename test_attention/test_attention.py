@@ -827,8 +827,6 @@ FAST = {
 @claim("attention.encoder-layer.fast-path-only-in-eval")
 @pytest.mark.parametrize("how", FAST)
 def test_when_the_fused_kernel_runs(case, how, monkeypatch):
-    if "hook" in how and RELEASE < (2, 9):
-        raise case.unsupported("releases as old as torch 2.4 skip the hooks; claimed from 2.9 on")
     if how in ("mask", "no bias", "switched off") and RELEASE < (2, 4):
         raise case.unsupported("claimed from torch 2.4 on")
     options = {"bias": False} if how == "no bias" else {}
@@ -1039,6 +1037,53 @@ def test_a_causal_mask_is_recognised(case, hint):
     other[0, 4] = 0.0
     if hint is not True:  # a wrong hint may give anything
         within(case, model(x, mask=other, is_causal=hint), encoder_law(x, model, array(other)))
+
+
+@claim("attention.encoder.hooks-run")
+def test_hooks_within_an_encoder_run_in_eval(case):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2).eval()
+    seen, padding = [], torch.tensor([[False, False, True]], device=case.device)
+    encoder.layers[1].linear1.register_forward_hook(lambda *_: seen.append(1))
+    x = case.tensor(1, 3, 4)
+    with torch.no_grad():
+        encoder.to(x)(x)
+        encoder(x, src_key_padding_mask=padding)
+    assert len(seen) == 2
+
+
+@claim("attention.encoder-layer.autocast")
+def test_the_fused_layer_runs_under_autocast(case):
+    layer, x = encoder_layer(case, batch_first=True).eval(), case.tensor(2, 3, WIDTH)
+    with torch.autocast(case.device.type, dtype=torch.bfloat16):
+        wanted = layer(x)
+        with torch.no_grad():
+            found = layer(x)
+    assert (array(found) - array(wanted)).__abs__().max() < 0.25  # sums of a few units, in eight bits
+
+
+@claim("attention.encoder.autocast")
+def test_padding_is_left_out_under_autocast(case):
+    encoder = nn.TransformerEncoder(encoder_layer(case, batch_first=True), 1).eval()
+    padding = torch.tensor([[False, False, True]], device=case.device)
+    with torch.autocast(case.device.type, dtype=torch.bfloat16), torch.no_grad():
+        assert encoder(case.tensor(1, 3, WIDTH), src_key_padding_mask=padding).shape == (1, 3, WIDTH)
+
+
+@claim("attention.encoder-layer.no-bias")
+def test_the_fused_layer_needs_no_bias(case):
+    layer, x = encoder_layer(case, batch_first=True, bias=False).eval(), case.tensor(2, 3, WIDTH)
+    wanted = layer(x)
+    with torch.no_grad():
+        case.close(layer(x), array(wanted), k=64, scale=1 + abs(array(wanted)))
+
+
+@claim("attention.mha.hooks-run")
+def test_a_hook_on_the_output_projection_runs(case):
+    layer, seen = nn.MultiheadAttention(4, 2, batch_first=True).to(case.device), []
+    layer.out_proj.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.ones(1, 3, 4, device=case.device)
+    layer(x, x, x)
+    assert seen, "the hook on out_proj did not run"
 
 
 @claim("attention.decoder-layer.formula")

@@ -1,8 +1,11 @@
 """Hooks on modules, tensors, graph nodes and optimizers: when they run, what they see and what they may change."""
 
 import copy
+import faulthandler
 import importlib
+import os
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -406,6 +409,33 @@ def test_backward_pre_hooks_act_without_input_gradients(case):
     case.same(layer.weight.grad, given[0] * 2 * x)
 
 
+@claim("hooks.backward.pre-hook-alone-warns-not")
+def test_a_backward_pre_hook_alone_warns_of_nothing(case):
+    layer, x, y, given = two(case, x_grad=False, y_grad=False)
+    layer.register_full_backward_pre_hook(lambda module, out: None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layer(x, "text", y)[0].backward(given[0])
+    assert not caught
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Pairing(nn.Module):
+    def forward(self, x):
+        return Pair(x * 2, x * 3)
+
+
+@claim("hooks.backward.keeps-the-type")
+def test_backward_hooks_keep_a_named_tuple(case):
+    layer = Pairing()
+    layer.register_full_backward_hook(lambda *_: None)
+    assert isinstance(layer(case.tensor(3, requires_grad=True)), Pair)
+
+
 @claim("hooks.backward.kinds-do-not-mix")
 @pytest.mark.parametrize("first", ["old", "full"])
 def test_old_and_full_backward_hooks_do_not_mix(case, first):
@@ -582,6 +612,30 @@ def test_multi_grad_hooks_may_take_the_first(case):
     (a * 2 + b * 2).backward(gradient := case.tensor(3))
     assert len(seen) == 1
     case.same(seen[0], gradient * 2)
+
+
+@claim("hooks.node.multi-grad-under-no-grad")
+def test_multi_grad_hooks_are_registered_under_no_grad(case):
+    x, seen = case.tensor(3, requires_grad=True), []
+    with torch.no_grad():
+        torch.autograd.graph.register_multi_grad_hook((x,), seen.append)
+    (x * 2).sum().backward()
+    assert len(seen) == 1
+
+
+@claim("hooks.tensor.on-a-stale-view")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork, and a crash would end the run")
+def test_a_hook_on_a_view_of_a_changed_base(case):
+    base = case.tensor(4, requires_grad=True).clone()
+    view = base[:2]
+    base.mul_(2)
+    child = os.fork()  # registering crashes the process on some releases
+    if child == 0:
+        faulthandler.disable()
+        view.register_hook(lambda gradient: None)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"registering the hook ended the process with signal {os.WTERMSIG(status)}"
 
 
 # -- Optimizers ----------------------------------------------------------------------------------------------------

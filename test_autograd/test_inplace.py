@@ -155,6 +155,17 @@ def test_mutation_of_saved_tensors_can_be_allowed(case):
         z.sum().backward()
 
 
+@claim("inplace.saved.mutation-of-lists-allowed")
+def test_mutation_by_lists_can_be_allowed(case):
+    x = case.tensor(3, requires_grad=True)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        y = x * 2
+        z = y.square()
+        torch._foreach_zero_([y.detach()])  # the public way to it is a foreach optimizer
+        z.sum().backward()
+    case.close(x.grad, 8 * array(x), k=2)
+
+
 @claim("inplace.leaf.refused")
 @pytest.mark.parametrize("change", [lambda x: x.add_(1), lambda x: x.zero_(), lambda x: x.__setitem__(0, 2.0)])
 def test_a_leaf_that_requires_grad_is_not_modified(case, change):

@@ -329,6 +329,23 @@ def test_settings_outside_their_domain_are_refused(case):
         nn.HuberLoss(delta="1")
 
 
+@claim("autograd.loss.smooth-l1-without-beta")
+def test_smooth_l1_without_beta_is_l1(case):
+    x = case.tensor_of([0.0, 1.5, -2.0], requires_grad=True)
+    loss = F.smooth_l1_loss(x, torch.zeros_like(x), reduction="sum", beta=0.0)
+    loss.backward()
+    case.same(loss.detach(), case.tensor_of(3.5))
+    case.same(x.grad, case.tensor_of([0.0, 1.0, -1.0]))
+
+
+@claim("autograd.loss.bce-target-range")
+def test_targets_of_cross_entropy_are_probabilities(case):
+    x = case.tensor_of([0.25, 0.5])
+    for target in ([0.5, 1.5], [-0.5, 0.5]):
+        with case.raises((RuntimeError, ValueError), "between 0 and 1|target"):
+            F.binary_cross_entropy(x, case.tensor_of(target))
+
+
 @claim("autograd.loss.linear-cross-entropy")
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_cross_entropy_is_cross_entropy_of_a_linear_layer(case, bias):

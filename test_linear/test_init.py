@@ -129,6 +129,13 @@ def test_truncated_normal_keeps_its_bounds_and_its_distribution(case, mean, std,
     draws(case, x, reference.truncated_cells(mean, std, low, high))
 
 
+@claim("init.truncnormal.far-tail")
+def test_truncated_normal_far_out_in_the_tail(case):
+    x = init.trunc_normal_(case.tensor(997), 0.0, 1.0, 6.5, 9.0)
+    assert len(np.unique(array(x))) > 500  # 997 draws of a float32 near 7: a dozen coincide
+    assert np.median(array(x)) < 7.5  # half of it lies below 6.61
+
+
 @claim("init.truncnormal.bounds-absolute")
 def test_truncation_is_absolute_and_not_in_units_of_std(case):
     x = init.trunc_normal_(case.tensor(997), std=0.02)

@@ -386,3 +386,10 @@ def test_a_loaded_lazy_layer_takes_the_loaded_width_only(case):
         layer(case.tensor(2, 5))
     layer(case.tensor(2, 4, 7))
     assert layer.in_features == 7
+
+
+@claim("linear.lazy.by-keyword")
+def test_a_lazy_layer_takes_its_input_by_keyword(case):
+    layer = nn.LazyLinear(3, device=case.device)
+    assert layer(input=case.tensor(2, 5)).shape == (2, 3)
+    assert layer.in_features == 5

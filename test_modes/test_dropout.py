@@ -72,6 +72,12 @@ def test_eval_returns_its_input(case, cls):
     case.same(x, before)
 
 
+@claim("dropout.arguments.nan")
+def test_a_probability_that_is_no_number_is_refused(case):
+    with case.raises(ValueError, "probability"):
+        nn.Dropout(math.nan)
+
+
 @claim("dropout.eval.gradient-one")
 @pytest.mark.parametrize("cls", DROPOUTS)
 def test_eval_passes_the_gradient_on(case, cls):

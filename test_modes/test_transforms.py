@@ -272,6 +272,14 @@ def test_func_grad_and_no_grad(case):
         assert not torch.is_grad_enabled()
 
 
+@claim("transforms.grad.within-inference-mode")
+def test_grad_works_within_inference_mode(case):
+    x = case.tensor(3)
+    with torch.inference_mode():
+        found = torch.func.grad(lambda x: x.square().sum())(x)
+    case.close(found, 2 * array(x), k=1)
+
+
 @claim("transforms.jacobian.forward-and-reverse")
 @axes(dtype=PRECISE, via="eager")
 def test_jacobians(case):

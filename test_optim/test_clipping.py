@@ -240,6 +240,14 @@ def test_an_empty_generator_warns(case):
         clip_grad_norm_((p for p in parameters_of(case, [(2,)])), 1.0)
 
 
+@claim("clipping.norm.no-elements")
+def test_gradients_without_elements_do_not_count(case):
+    empty, full = nn.Parameter(case.tensor(0)), nn.Parameter(case.tensor(3))
+    empty.grad, full.grad = case.tensor(0), case.tensor_of([3.0, -4.0, 0.0])
+    assert float(clip_grad_norm_([empty, full], 10.0)) == 5.0
+    assert float(clip_grad_norm_([empty, full], 10.0, norm_type=math.inf)) == 4.0
+
+
 @claim("clipping.norm.deprecated-name")
 def test_the_name_without_underscore_is_deprecated(case):
     parameters, gradients = with_gradients(case)

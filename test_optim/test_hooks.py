@@ -280,6 +280,13 @@ def test_groups_are_all_with_names_or_all_without(case):
     assert [group["param_names"] for group in optimizer.param_groups] == [["p"], ["q"]]
 
 
+@claim("optim.errors.asgd")
+@pytest.mark.parametrize("option", ["lambd", "alpha"])
+def test_asgd_refuses_negative_options(case, option):
+    with case.raises(ValueError, option):
+        torch.optim.ASGD(parameters_of(case, [(3,)]), **{option: -0.5})
+
+
 @claim("optim.zero.sparse")
 def test_sparse_gradients_are_zeroed_and_stay_sparse(case):
     for path in ("loop", "foreach"):

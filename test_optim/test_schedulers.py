@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import math
 import warnings
 
@@ -277,6 +278,32 @@ def test_the_state_holds_no_optimizer_and_no_function(case, name, options):
     assert "optimizer" not in state
     assert not any(isinstance(value, torch.optim.Optimizer) for value in state.values())
     assert state.get("lr_lambdas", [None, None]) == [None, None]
+
+
+AS_WEIGHTS = {
+    "MultiStepLR": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [2, 5]),
+    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 1.0, 10, cycle_momentum=False),
+    "SWALR": lambda optimizer: torch.optim.swa_utils.SWALR(optimizer, 0.05),
+}
+
+
+@claim("schedulers.state.loads-as-weights")
+@pytest.mark.parametrize("name", AS_WEIGHTS)
+def test_the_state_is_read_as_weights_only(case, name):
+    scheduler, file = AS_WEIGHTS[name](optimizer_of(case)), io.BytesIO()
+    torch.save(scheduler.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["last_epoch"] == 0
+
+
+@claim("schedulers.state.given-dict-untouched")
+def test_loading_leaves_the_given_state_alone(case):
+    optimizer = optimizer_of(case)
+    scheduler = lr_scheduler.CyclicLR(optimizer, 0.1, 1.0, cycle_momentum=False)
+    state = scheduler.state_dict()
+    before = set(state)
+    scheduler.load_state_dict(state)
+    assert set(state) == before
 
 
 class Halving:
@@ -579,6 +606,24 @@ def test_three_schedules_in_sequence(case):
     hold_along(case, found, wanted, {})
 
 
+@claim("schedulers.several.milestone-at-zero")
+def test_a_milestone_at_zero_starts_with_the_next_schedule(case):
+    optimizer = optimizer_of(case)
+    parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.5)]
+    lr_scheduler.SequentialLR(optimizer, parts, milestones=[0])
+    assert rates_of(optimizer) == list(RATES)
+
+
+@claim("schedulers.several.no-plateau")
+def test_a_plateau_is_no_part_of_a_sequence(case):
+    optimizer = optimizer_of(case)
+    parts = [lr_scheduler.ReduceLROnPlateau(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    with case.raises(ValueError, "ReduceLROnPlateau|metric"):
+        lr_scheduler.SequentialLR(optimizer, parts, milestones=[2])
+    with case.raises(ValueError, "ReduceLROnPlateau|metric"):
+        lr_scheduler.ChainedScheduler(parts)
+
+
 @claim("schedulers.several.state")
 @pytest.mark.parametrize("name", ["SequentialLR", "ChainedScheduler"])
 def test_several_schedulers_are_saved_together(case, name):
@@ -688,6 +733,17 @@ def test_each_group_may_have_its_least_rate(case):
     assert rates_of(optimizer) == [0.2, 0.03]
     with case.raises(ValueError, "min_lr"):
         lr_scheduler.ReduceLROnPlateau(optimizer, min_lr=[0.2])
+
+
+@claim("schedulers.plateau.tensor-lr")
+def test_a_plateau_fills_a_tensor_rate(case):
+    optimizer = optimizer_of(case, [torch.tensor(lr, dtype=torch.float64) for lr in RATES])
+    tensors = [group["lr"] for group in optimizer.param_groups]
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    for metric in (1.0, 2.0):
+        advance(optimizer, scheduler, metric)
+    assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, tensors, strict=True))
+    assert [float(tensor) for tensor in tensors] == [0.5 * lr for lr in RATES]
 
 
 @claim("schedulers.plateau.nan-is-bad")

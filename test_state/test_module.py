@@ -1014,6 +1014,20 @@ def test_weight_norm_gradients(case, dim):
     case.close(v.grad, wanted[1], k=2.5 * terms + 8, scale=scale)  # that sum, and the norm to the third power
 
 
+@claim("module.weight-norm.last-dimension")
+def test_weight_norm_takes_the_last_dimension(case):
+    layer = parametrizations.weight_norm(nn.Linear(3, 5), dim=-1)
+    assert layer.parametrizations.weight.original0.shape == (1, 3)
+
+
+@claim("module.list.insert-negative")
+def test_a_module_list_inserts_before_a_negative_index(case):
+    first, second, new = nn.ReLU(), nn.Tanh(), nn.Sigmoid()
+    modules = nn.ModuleList([first, second])
+    modules.insert(-1, new)
+    assert list(modules) == [first, new, second]
+
+
 def spectral_normed(case, iterations=1, mode=False):
     layer = parametrizations.spectral_norm(case.module(nn.Linear, 5, 3), n_power_iterations=iterations).train(mode)
     part = layer.parametrizations.weight[0]

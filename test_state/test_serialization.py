@@ -188,6 +188,14 @@ def test_weights_only_refuses_code(case):
     assert Bomb.runs == runs
 
 
+@claim("state.file.conjugates-as-weights")
+def test_weights_only_keeps_a_conjugate(case):
+    z = torch.complex(case.tensor(3), case.tensor(3)).conj()
+    case.same(
+        torch.view_as_real(through_a_file(z, weights_only=True).resolve_conj()), torch.view_as_real(z.resolve_conj())
+    )
+
+
 @claim("state.file.weights-only-default")
 def test_weights_only_is_the_default(case):
     with case.raises(pickle.UnpicklingError, "weights.only"):
