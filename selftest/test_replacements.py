@@ -104,27 +104,32 @@ class Biased(nn.BatchNorm1d):
 """
 
 
+RIGHT = ("RMSNorm=planted:Right", "BatchNorm1d=planted:BatchNorm")
+WRONG = ("RMSNorm=planted:Centred", "BatchNorm1d=planted:Biased")
+
+
 @pytest.mark.parametrize(
-    ("replace", "claims", "red"),
+    ("replaced", "red"),
     [
-        ("RMSNorm=planted:Right", "norms.rmsnorm.[!d]*", set()),
-        ("RMSNorm=planted:Centred", "norms.rmsnorm.[!d]*", {"norms.rmsnorm.formula", "norms.rmsnorm.gradients"}),
-        ("BatchNorm1d=planted:BatchNorm", "batchnorm.running.*", set()),
-        ("BatchNorm1d=planted:Biased", "batchnorm.running.*", {"batchnorm.running.variance-unbiased"}),
+        (RIGHT, set()),
+        (WRONG, {"norms.rmsnorm.formula", "norms.rmsnorm.gradients", "batchnorm.running.variance-unbiased"}),
     ],
+    ids=["right", "wrong"],
 )
-def test_a_planted_fault_is_red_by_its_claim(tmp_path, replace, claims, red):
+def test_a_planted_fault_is_red_by_its_claim(tmp_path, replaced, red):
     (tmp_path / "planted.py").write_text(NORMS)
     path = tmp_path / "out.jsonl"
-    words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--device", "cpu", "--claim", claims, "test_norms"]
-    words += ["--replace", f"torch.nn.{replace}", f"--results={path}"]
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--device", "cpu", f"--results={path}"]
+    words += ["--claim", "norms.rmsnorm.[!d]*", "--claim", "batchnorm.running.*"]
+    words += [f"--replace=torch.nn.{name}" for name in replaced]
+    words += ["test_norms/test_rmsnorm.py", "test_norms/test_batchnorm.py"]
     here = {**os.environ, "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, env=here, check=False, capture_output=True)
     cases = [r for r in map(json.loads, path.read_text().splitlines()) if r["kind"] == "case"]
     violated = {c["claim"] for c in cases if c["outcome"] == "violated"}
     assert violated >= red
     assert bool(violated) == bool(red)
-    assert "holds" in {c["outcome"] for c in cases}
+    assert {c["claim"].partition(".")[0] for c in cases if c["outcome"] == "holds"} == {"norms", "batchnorm"}
 
 
 TESTS = """

@@ -6,6 +6,7 @@ the rules do not allow, so that a typing error in a claim file can never make a 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -95,9 +96,14 @@ def load(folders: Iterable[Path]) -> dict[str, Chapter]:
 
 def load_chapter(path: Path) -> Chapter:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_chapter(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ClaimError(f"{path}: not readable as TOML: {error}") from None
+
+
+@functools.cache
+def read_chapter(path: Path, text: str) -> Chapter:
+    table = tomllib.loads(text)
     title = table.pop("title", None)
     if not isinstance(title, str) or not title.strip():
         raise ClaimError(f"{path}: needs a title")
