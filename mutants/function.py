@@ -269,3 +269,141 @@ def rules_are_never_generated(patch):
 def batch_size_is_wrong(patch):
     """Reports the size of the wrong axis."""
     patch.wrap(autograd_function, "VmapInfo", lambda o, batch_size, randomness: o(batch_size + 1, randomness))
+
+
+@mutant("function.ctx.mark-dirty")
+def nodes_are_named_like_their_class(patch):
+    """Names the node of a function without saying that it is its backward."""
+    patch.source(function.FunctionMeta.__init__, 'name + "Backward"', "name")
+
+
+@mutant("function.forward.returns-its-input")
+def forward_is_shielded_from_its_inputs(patch):
+    """Copies what forward returns, so that no output is an input."""
+    on_apply(patch, lambda o, cls, *a, **k: copied(o(cls, *a, **k)))
+
+
+def copied(found):
+    return found.clone() if torch.is_tensor(found) else found
+
+
+@mutant("function.forward.not-to-be-instantiated")
+def instances_are_made_in_silence(patch):
+    """Says nothing to who makes an object."""
+    patch.source(Function.__init__, "warnings.warn(", "(lambda *_, **__: None)(")
+
+
+@mutant("function.forward.must-be-written")
+def missing_forward_is_the_identity(patch):
+    """Returns the input where no forward is written."""
+    patch.source(function._SingleLevelFunction.forward, "raise NotImplementedError(", "return args[-1] if args else (")
+
+
+@mutant("function.ctx.saved-tensors")
+def last_tensor_is_not_saved(patch):
+    """Loses the last of several."""
+    patch.source(FunctionCtx.save_for_backward, "= tensors", "= tensors[:2]")
+
+
+@mutant("function.ctx.mark-dirty")
+def dirty_tensors_become_constants(patch):
+    """Notes a modified input as an output without gradient."""
+    patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "self.non_differentiable = args")
+
+
+@mutant("function.ctx.mark-non-differentiable")
+def everything_stays_differentiable(patch):
+    """Marks nothing."""
+    patch.source(FunctionCtx.mark_non_differentiable, "self.non_differentiable = args", "pass")
+
+
+@mutant("function.backward.vjp-is-an-alias")
+def vjp_is_never_called(patch):
+    """Looks for backward alone."""
+    patch.source(
+        BackwardCFunction._get_user_fn,
+        "return vjp_fn if vjp_fn is not Function.vjp else backward_fn",
+        "return backward_fn",
+    )
+
+
+@mutant("function.double.once-differentiable")
+def once_differentiable_records(patch):
+    """Runs the rule recorded, and so lets it be differentiated twice."""
+    patch.source(function.once_differentiable, "with torch.no_grad():", "if True:")
+
+
+@mutant("function.double.once-differentiable")
+def gradients_that_require_grad_are_overlooked(patch):
+    """Looks at the mode alone, and returns constants."""
+    patch.source(function.once_differentiable, "if not requires_grad:", "if True:")
+
+
+@mutant("function.double.once-differentiable-silent")
+def any_tensor_counts_as_one_that_requires_grad(patch):
+    """Refuses where a tensor comes in at all."""
+    patch.source(
+        function.once_differentiable,
+        "isinstance(arg, torch.Tensor) and arg.requires_grad",
+        "isinstance(arg, torch.Tensor)",
+    )
+
+
+@mutant("function.setup.default-arguments")
+def defaults_are_not_filled_in(patch):
+    """Shows setup_context the arguments that were given."""
+    patch.source(Function.apply.__func__, "args, kwargs = bind_default_args(cls.forward, *args, **kwargs)", "pass")
+
+
+@mutant("function.setup.forward-without-ctx")
+def setup_context_gets_no_output(patch):
+    """Calls setup_context before the output is there."""
+    original = Function.__dict__["apply"].__func__
+
+    def apply(cls, *args, **kwargs):
+        setup = cls.__dict__.get("setup_context")
+        if setup is not None:
+            cls.setup_context = staticmethod(lambda ctx, inputs, output: None)
+        return original(cls, *args, **kwargs)
+
+    patch.set(Function, "apply", classmethod(apply))
+
+
+@mutant("function.setup.transforms-need-it")
+def transforms_lack_a_clear_refusal(patch):
+    """Lets a function without setup_context into a transform."""
+    patch.source(Function.apply.__func__, "if not is_setup_ctx_defined:", "if False:")
+
+
+@mutant("function.jvp.forward-mode")
+def missing_jvp_is_zero(patch):
+    """Takes zero for the tangent where no jvp is written."""
+    patch.source(
+        function._SingleLevelFunction.jvp,
+        "raise NotImplementedError(",
+        "return torch.zeros_like(grad_inputs[0]) if grad_inputs else (",
+    )
+
+
+@mutant("function.jvp.saves-tensors-only")
+def words_are_saved_for_forward(patch):
+    """Checks nothing that is saved for forward mode."""
+    patch.source(FunctionCtx.save_for_forward, "isinstance(tensor, torch.Tensor) or tensor is None", "True")
+
+
+@mutant("function.vmap.own-rule")
+def rule_sees_no_axes(patch):
+    """Tells the rule that nothing is batched along another axis than the first."""
+    patch.source(
+        autograd_function.custom_function_call_vmap_helper,
+        "vmap_function(info, in_dims",
+        "vmap_function(info, tuple(d and 0 for d in in_dims)",
+    )
+
+
+@mutant("function.vmap.needs-a-rule")
+def one_of_two_rules_is_chosen(patch):
+    """Takes the function's own rule where both are there."""
+    patch.source(
+        autograd_function.custom_function_call_vmap, "if has_overridden_vmap_rule(autograd_function):", "if False:"
+    )

@@ -267,3 +267,69 @@ def inference_mode_freezes_what_it_meets(patch):
         return original(x, w, b) if torch.is_grad_enabled() else original(x, w.requires_grad_(False), b)
 
     patch.wrap(nn.functional, "linear", linear)
+
+
+@mutant("gradmode.no-grad.results-require-no-grad", "gradmode.context.sets-and-restores")
+def no_grad_switches_gradients_on(patch):
+    """Passes the wrong constant."""
+    patch.source(torch.no_grad.__enter__, "set_grad_enabled(False)", "set_grad_enabled(True)")
+
+
+@mutant("gradmode.context.sets-and-restores", "gradmode.context.restores-after-an-error")
+def set_grad_enabled_does_not_restore(patch):
+    """Forgets the mode from before."""
+    patch.source(torch.set_grad_enabled.__exit__, "self.prev", "self.mode")
+
+
+@mutant("gradmode.context.reusable")
+def mode_of_the_first_entry_is_restored(patch):
+    """Keeps the mode of the first entry for every later one."""
+    patch.source(torch.enable_grad.__enter__, "self.prev = ", 'self.prev = vars(self)["prev"] if vars(self) else ')
+
+
+@mutant("gradmode.set-grad-enabled.at-once")
+def set_grad_enabled_takes_the_opposite(patch):
+    """Negates its argument."""
+    patch.source(torch.set_grad_enabled.__init__, "_set_grad_enabled(mode)", "_set_grad_enabled(not mode)")
+
+
+@mutant("gradmode.set-grad-enabled.decorator")
+def set_grad_enabled_acts_when_decorating(patch):
+    """Goes to the new mode again, where it should go back."""
+    patch.source(torch.set_grad_enabled.__call__, "self.prev", "self.mode")
+
+
+@mutant("gradmode.decorator.without-parentheses")
+def inference_mode_is_off_by_default(patch):
+    """Takes False for the default."""
+    patch.set(grad_mode.inference_mode.__init__, "__defaults__", (False,))
+
+
+@mutant("gradmode.decorator.generator")
+def values_sent_are_dropped(patch):
+    """Sends None for what it was sent."""
+    patch.source(_contextlib._wrap_generator, "gen.send(request)", "gen.send(None)")
+
+
+@mutant("gradmode.decorator.generator")
+def errors_thrown_do_not_arrive(patch):
+    """Raises the error that was thrown instead of passing it to the generator."""
+    patch.source(_contextlib._wrap_generator, "response = gen.throw(*sys.exc_info())", "raise")
+
+
+@mutant("gradmode.decorator.class-deprecated")
+def classes_are_decorated_in_silence(patch):
+    """Says nothing of what is deprecated."""
+    patch.source(_contextlib._DecoratorContextManager.__call__, "warnings.warn(", "(lambda *_, **__: None)(")
+
+
+@mutant("gradmode.decorator.function", "gradmode.decorator.error")
+def decorated_function_restores_nothing(patch):
+    """Enters the mode and does not leave it."""
+    patch.source(_contextlib.context_decorator, "with ctx_factory():", "if ctx_factory().__enter__() is None:")
+
+
+@mutant("gradmode.inference.decorator-mode")
+def decorated_with_the_default_mode(patch):
+    """Makes the copy for each call without the mode."""
+    patch.source(grad_mode.inference_mode.clone, "self.__class__(self.mode)", "self.__class__()")

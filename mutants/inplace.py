@@ -166,3 +166,56 @@ def in_place_returns_a_copy(patch):
 def in_place_relu_is_leaky(patch):
     """Lets a little of the negative side through."""
     patch.wrap(torch, "relu_", lambda o, x: torch._C._nn.leaky_relu_(x, 0.01))
+
+
+@mutant("inplace.saved.mutation-allowed")
+def only_out_arguments_are_cloned(patch):
+    """Looks for what is written among the arguments named out alone."""
+    patch.source(
+        graph._CloneArgBeforeMutateMode.__torch_dispatch__,
+        "arg.alias_info is not None and arg.alias_info.is_write",
+        "arg.is_out",
+    )
+
+
+@mutant("inplace.saved.mutation-allowed")
+def clones_are_never_used(patch):
+    """Unpacks the tensor itself, changed or not."""
+    mode = graph._CloneArgBeforeMutateMode.__torch_dispatch__
+    patch.source(mode, "ctx.cloned[handle] = ", "ctx.unused = ")
+    patch.source(mode, "del ctx.original[handle]", "pass")
+
+
+@mutant("inplace.saved.mutation-allowed")
+def context_outlives_its_block(patch):
+    """Keeps what it remembered after the block, and lets backward use it."""
+    patch.source(graph._AllowMutationOnSavedContext.clear, "self.cloned.clear()", "return")
+    patch.source(
+        graph.allow_mutation_on_saved_tensors,
+        "_allow_mutation_on_saved_tensors_enabled = False",
+        "_allow_mutation_on_saved_tensors_enabled = None or True",
+    )
+
+
+@mutant("inplace.version.shared-by-views", "inplace.saved.detached-alias-modified")
+def detached_aliases_count_for_themselves(patch):
+    """Gives a detached tensor a version of its own, as .data has."""
+    patch.wrap(Tensor, "detach", lambda o, x: o(x).data)
+
+
+@mutant("inplace.recorded.through-a-view", "inplace.recorded.base-reaches-the-view", "inplace.saved.view-modified")
+def indexing_copies(patch):
+    """Copies the row, as fancy indexing does."""
+    patch.wrap(Tensor, "__getitem__", lambda o, x, i: o(x, i).clone())
+
+
+@mutant("inplace.leaf.allowed-in-no-grad")
+def update_is_out_of_place(patch):
+    """Returns the difference and leaves the leaf as it was."""
+    patch.wrap(Tensor, "sub_", lambda o, x, y: x.detach() - y)
+
+
+@mutant("inplace.recorded.overwritten-gets-zero")
+def overwritten_elements_pass_gradients(patch):
+    """Writes the values, and passes the whole gradient as if nothing had been written."""
+    patch.wrap(Tensor, "__setitem__", lambda o, x, i, v: o(x.data, i, v) if not torch.is_tensor(v) else o(x, i, v))
