@@ -293,3 +293,59 @@ def unscaled_twice(patch):
 def own_unscaling_gets_no_scale(patch):
     """Hands no scale to an optimizer that unscales for itself."""
     patch.source(torch.amp.GradScaler.step, "optimizer.grad_scale =", "optimizer.other =")
+
+
+@mutant("amp.autocast.dtype-given")
+def dtype_is_not_looked_at(patch):
+    """Takes the default dtype whatever is given."""
+    patch.source(autocast.__init__, "if dtype is None else dtype", "")
+
+
+@mutant("amp.autocast.weight-cache")
+def cache_outlives_the_region(patch):
+    """Keeps the casts of the weights for the next region."""
+    patch.source(autocast.__exit__, "torch.clear_autocast_cache()", "pass")
+
+
+@mutant("amp.custom.forward-state")
+def state_of_the_forward_is_not_noted(patch):
+    """Runs backward as if the forward had been outside."""
+    patch.source(
+        torch.amp.custom_fwd,
+        "args[0]._fwd_used_autocast = torch.is_autocast_enabled(device_type)",
+        "args[0]._fwd_used_autocast = False",
+    )
+
+
+@mutant("amp.custom.forward-state")
+def inputs_are_cast_outside_as_well(patch):
+    """Casts the inputs and leaves autocast on."""
+    patch.source(
+        torch.amp.custom_fwd, "device_type=device_type, enabled=False", "device_type=device_type, enabled=True"
+    )
+
+
+@mutant("amp.scaler.disabled")
+def disabled_scaler_has_a_state(patch):
+    """Returns a state although it is disabled."""
+    patch.source(torch.amp.GradScaler.get_scale, "return 1.0", "return 65536.0")
+
+
+@mutant("amp.scaler.unscale-once")
+def unscaling_after_the_step(patch):
+    """Divides gradients that were used already."""
+    patch.source(torch.amp.GradScaler.unscale_, 'optimizer_state["stage"] is OptState.STEPPED', "False")
+
+
+@mutant("amp.scaler.state-dict")
+def interval_is_not_restored(patch):
+    """Restores the scale and keeps its own interval."""
+    patch.source(
+        torch.amp.GradScaler.load_state_dict, 'cast(int, state_dict["growth_interval"])', "self._growth_interval"
+    )
+
+
+@mutant("amp.scaler.update")
+def any_backoff_is_accepted(patch):
+    """Takes a factor that lets the scale grow on a skip."""
+    patch.source(torch.amp.GradScaler.__init__, "if backoff_factor >= 1.0:", "if backoff_factor > 1.0:")

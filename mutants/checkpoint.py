@@ -299,3 +299,71 @@ def debug_argument_beats_the_block(patch):
         "_checkpoint_debug_enabled if _checkpoint_debug_enabled is not None else debug",
         "debug or _checkpoint_debug_enabled",
     )
+
+
+@mutant("checkpoint.variant.reentrant-by-default")
+def default_is_taken_in_silence(patch):
+    """Takes a variant that nobody named, and says nothing."""
+    patch.source(module.checkpoint, "warnings.warn(", "(lambda *_, **__: None)(")
+
+
+@mutant("checkpoint.variant.keyword-arguments")
+def keyword_arguments_are_refused(patch):
+    """Refuses keyword arguments in either variant."""
+    patch.source(module.checkpoint, "if kwargs and use_reentrant:", "if kwargs:")
+
+
+@mutant("checkpoint.determinism.switched-off")
+def unknown_checks_are_off(patch):
+    """Takes any word that it does not know for none."""
+    patch.source(
+        module._checkpoint_without_reentrant_generator,
+        "raise ValueError(",
+        "metadata_fn = lambda _: None\n        len(",
+    )
+
+
+@mutant("checkpoint.determinism.metadata")
+def shapes_are_not_compared(patch):
+    """Compares dtypes and devices alone."""
+    patch.source(
+        module._CheckpointFrame.check_recomputed_tensors_match, "x_meta != self.metadata_fn(recomputed_x)", "False"
+    )
+
+
+@mutant("checkpoint.variant.input-without-requires-grad")
+def constants_are_checkpointed_in_silence(patch):
+    """Says nothing where no input requires grad."""
+    patch.set(module, "check_backward_validity", lambda inputs: None)
+
+
+@mutant("checkpoint.gradient.several-inputs-and-outputs")
+def gradients_are_paired_with_the_first_outputs(patch):
+    """Takes the incoming gradients in order, whichever outputs they belong to."""
+    patch.source(
+        Reentrant.backward, "args_with_grad.append(args[i])", "args_with_grad.append(args[len(args_with_grad)])"
+    )
+
+
+@mutant("checkpoint.memory.recomputes-once", "checkpoint.memory.saves-only-inputs")
+def reentrant_forward_is_recorded(patch):
+    """Keeps recording in forward what backward records again."""
+    patch.source(Reentrant.forward, "with torch.no_grad():", "with torch.enable_grad():")
+
+
+@mutant("checkpoint.variant.early-stop")
+def early_stop_does_not_obey_the_block(patch):
+    """Looks at the argument alone."""
+    patch.source(module.set_checkpoint_early_stop, "_enable_checkpoint_early_stop = enable", "pass")
+
+
+@mutant("checkpoint.rng.left-as-it-was")
+def non_reentrant_generator_is_not_restored(patch):
+    """Recomputes the other variant without setting the generator aside."""
+    patch.source(module._checkpoint_without_reentrant_generator, "enabled=preserve_rng_state", "enabled=False")
+
+
+@mutant("checkpoint.sequential.equals-plain")
+def segments_overlap(patch):
+    """Runs the first function of the rest a second time."""
+    patch.source(module.checkpoint_sequential, "run_function(end + 1,", "run_function(max(end, 0),")

@@ -524,3 +524,25 @@ def leaf_is_found_in_the_mode_at_hand(patch):
     graph = torch.autograd.graph
     as_it_is = "torch.set_grad_enabled(torch.is_grad_enabled())"
     patch.source(graph._get_grad_fn_or_grad_acc, "torch.enable_grad()", as_it_is)
+
+
+@mutant("hooks.backward.bad-return")
+def number_of_gradients_is_not_checked(patch):
+    """Takes whatever number a hook returns."""
+    patch.source(hooks_file.BackwardHook._set_user_hook, "len(out) != len(res)", "False")
+
+
+@mutant("hooks.node.multi-grad")
+def multi_grad_calls_back_too_early(patch):
+    """Calls back with the last gradient but one."""
+    patch.source(
+        torch.autograd.graph.register_multi_grad_hook,
+        "curr_count == nb_calls - 1",
+        "curr_count == max(nb_calls - 2, 0)",
+    )
+
+
+@mutant("hooks.backward.order")
+def backward_hooks_go_first_by_default(patch):
+    """Puts every full backward hook first."""
+    patch.set(Module.register_full_backward_hook, "__defaults__", (True,))

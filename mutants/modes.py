@@ -482,3 +482,22 @@ def climb(optimizer):
 def loss_averages_over_samples(patch):
     """Divides the squared error by the samples alone."""
     patch.wrap(F, "mse_loss", lambda original, x, y, *a, **kw: original(x, y, *a, **kw) * x.shape[-1])
+
+
+@mutant("modes.flag.eval-is-train-false")
+def eval_returns_nothing(patch):
+    """Switches, and forgets to return the module."""
+    patch.wrap(Module, "eval", lambda original, module: original(module) and None)
+
+
+@mutant("modes.layers.mode-sensitive")
+def gru_forgets_its_dropout(patch):
+    """Drops between the layers in neither mode."""
+    patch.source(nn.GRU.forward, "self.dropout", "0.0")
+
+
+@mutant("modes.layers.functional-dropout-ignores-eval")
+def alpha_dropout_is_on_by_default(patch):
+    """Drops features only when told to."""
+    patch.set(F.feature_alpha_dropout, "__defaults__", (0.5, True, False))
+    patch.set(F.dropout, "__defaults__", (0.5, False, False))

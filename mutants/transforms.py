@@ -204,3 +204,36 @@ def grad_stays_in_inference_mode(patch):
         return lambda *xs: found(*xs) * 0 if torch.is_inference_mode_enabled() else found(*xs)
 
     patch.wrap(torch.func, "grad", grad)
+
+
+@mutant("transforms.grad.leaves-grad-alone")
+def second_argument_is_differentiated(patch):
+    """Counts arguments from one."""
+    patch.set(func.grad, "__defaults__", (1, False))
+
+
+@mutant("transforms.vmap.equals-loop")
+def last_chunk_is_lost(patch):
+    """Joins all chunks but the last."""
+    patch.source(
+        vmap._concat_chunked_outputs, "torch.cat(chunk, dim=out_dim)", "torch.cat(chunk[:-1] or chunk, dim=out_dim)"
+    )
+
+
+@mutant("transforms.vmap.ensembles")
+def modes_may_differ(patch):
+    """Stacks modules in training and in eval mode."""
+    patch.source(functional_call.stack_module_state, "all(not m.training for m in models)", "True")
+
+
+@mutant("transforms.functional-call.gradients-reach-the-dict")
+def shared_tensors_are_untied(patch):
+    """Replaces a shared tensor in one of its places only."""
+    patch.source(functional_call.functional_call, "tie_weights=tie_weights", "tie_weights=False")
+
+
+@mutant("transforms.jacobian.forward-and-reverse")
+def jacfwd_forgets_what_comes_with_it(patch):
+    """Returns the tangents in the place of the auxiliary output."""
+    transform(patch, "jacfwd", lambda o, f, *a, has_aux=False, **k: (
+        (lambda *x: o(f, *a, has_aux=True, **k)(*x)[::-1]) if has_aux else o(f, *a, **k)))  # fmt: skip
