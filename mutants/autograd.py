@@ -1354,3 +1354,221 @@ def targets_are_brought_into_range(patch):
     """Brings targets into the range instead of refusing them."""
     clamped = lambda original, x, t, *args, **named: original(x, t.clamp(0, 1), *args, **named)  # noqa: E731
     patch.wrap(F, "binary_cross_entropy", clamped)
+
+
+# -- faults of single statements -------------------------------------------------------------------------------------
+
+
+@mutant("autograd.backward.inputs-not-empty")
+def grad_takes_no_inputs(patch):
+    """Returns no gradients where none are asked for."""
+    patch.source(
+        torch.autograd.grad,
+        "if len(inputs_tuple) == 0:",
+        "if len(inputs_tuple) == 0:\n        return ()\n    if False:",
+    )
+
+
+@mutant("autograd.grad.unused-input")
+def unused_inputs_are_allowed_by_default(patch):
+    """Returns None where nobody said that it may."""
+    patch.source(torch.autograd.grad, "allow_unused = materialize_grads", "allow_unused = True")
+
+
+@mutant("autograd.grad.materialize-grads")
+def zeros_are_constants(patch):
+    """Makes zeros that require no grad, whatever create_graph says."""
+    patch.source(torch.autograd.grad, "requires_grad=create_graph", "requires_grad=False")
+
+
+@mutant("autograd.grad.materialize-grads")
+def contradicting_arguments_are_taken(patch):
+    """Lets the one argument win over the other."""
+    patch.source(torch.autograd.grad, "if materialize_grads and allow_unused is False:", "if False:")
+
+
+@mutant("autograd.grad.only-inputs-ignored")
+def only_inputs_is_ignored_silently(patch):
+    """Ignores the argument without a warning."""
+    patch.source(torch.autograd.grad, "if not only_inputs:", "if False:")
+
+
+@mutant("autograd.grad.batched")
+def shapes_of_batches_are_not_compared(patch):
+    """Leaves it to the engine to notice another shape."""
+    patch.source(
+        torch.autograd._make_grads,
+        "if is_grads_batched:\n                    raise",
+        "if False:\n                    raise",
+    )
+    patch.source(torch.autograd._make_grads, "is_grads_batched=True", "batched")
+
+
+@mutant("autograd.backward.gradient-must-match")
+def anything_may_be_a_gradient(patch):
+    """Takes what is no tensor for None."""
+    patch.source(torch.autograd._make_grads, "raise TypeError(", "new_grads.append(None) or len(")
+
+
+@mutant("autograd.backward.grad-variables")
+def old_and_new_name_may_both_be_given(patch):
+    """Lets the new name win."""
+    patch.source(torch.autograd.backward, "if grad_tensors is None:", "if True:")
+
+
+@mutant("autograd.backward.inputs-restrict")
+def one_tensor_is_no_list_of_inputs(patch):
+    """Iterates over the one tensor that was named."""
+    patch.source(torch.autograd.backward, "isinstance(inputs, (torch.Tensor, graph.GradientEdge))", "False")
+
+
+@mutant("autograd.repeat.retain-graph-follows-create-graph")
+def backward_frees_what_create_graph_recorded(patch):
+    """Takes False for the default in backward as well."""
+    patch.source(torch.autograd.backward, "retain_graph = create_graph", "retain_graph = False")
+
+
+@mutant("autograd.higher.off-by-default")
+def graphs_are_created_by_default(patch):
+    """Records every gradient."""
+    patch.set(Tensor.backward, "__defaults__", (None, None, True, None))
+
+
+@mutant("autograd.graph.deepcopy-of-leaves-only")
+def results_are_copied_too(patch):
+    """Copies the result of an operation as if it were a leaf."""
+    patch.source(Tensor.__deepcopy__, "if not self.is_leaf:", "if False:")
+
+
+@mutant("autograd.functional.products")
+def second_products_are_halved(patch):
+    """Multiplies by the vector twice over, and halves too much."""
+    patch.wrap(functional, "vhp", lambda o, f, x, v, **k: (f(x), o(f, x, v / 2, **k)[1]))
+
+
+@mutant("autograd.functional.create-graph")
+def results_are_always_detached(patch):
+    """Cuts the graph off in any case."""
+    patch.source(functional._grad_postprocess, "if not create_graph:", "if True:")
+
+
+@mutant("autograd.functional.products")
+def results_are_never_detached(patch):
+    """Leaves the graph on in any case."""
+    patch.source(functional._grad_postprocess, "if not create_graph:", "if False:")
+
+
+@mutant("autograd.functional.inputs-untouched")
+def inputs_are_made_to_require_grad(patch):
+    """Switches the flag of the inputs themselves."""
+    patch.source(
+        functional._grad_preprocess, "inp.detach().requires_grad_(need_graph)", "inp.requires_grad_(need_graph)"
+    )
+
+
+@mutant("autograd.functional.hessian")
+def larger_results_have_a_hessian(patch):
+    """Takes the first element of a function with several."""
+    patch.source(
+        functional.hessian,
+        "if out.nelement() != 1:",
+        "if out.nelement() != 1:\n            return out[0]\n        if False:",
+    )
+
+
+@mutant("autograd.functional.strict")
+def unused_inputs_pass_the_products(patch):
+    """Fills in zeros with strict=True."""
+    patch.source(functional._fill_in_zeros, "if strict:", "if False:")
+
+
+@mutant("autograd.gradcheck.tells-right-from-wrong")
+def gradcheck_always_raises(patch):
+    """Raises also where it should return False."""
+    patch.source(GRADCHECK.gradcheck, "if not raise_exception:", "if False:")
+
+
+@mutant("autograd.gradcheck.second-order")
+def gradgradcheck_is_gradcheck(patch):
+    """Checks the first derivative once more."""
+    patch.set(torch.autograd, "gradgradcheck", torch.autograd.gradcheck)
+
+
+@mutant("autograd.saved.disabled-hooks")
+def hooks_stay_disabled(patch):
+    """Forbids hooks for ever."""
+    patch.source(graph.disable_saved_tensors_hooks, "torch._C._autograd._saved_tensors_hooks_enable()", "None")
+
+
+@mutant("autograd.saved.unpacked-value-is-used")
+def what_was_packed_is_used(patch):
+    """Unpacks by no function of the user."""
+    patch.source(
+        graph.saved_tensors_hooks.__init__,
+        "self.unpack_hook = unpack_hook",
+        "self.unpack_hook = lambda packed: packed / 3",
+    )
+
+
+@mutant("autograd.anomaly.set-and-restored")
+def anomaly_mode_stays_on(patch):
+    """Leaves the setting as it is at the end of the block."""
+    patch.source(
+        torch.autograd.detect_anomaly.__exit__, "torch.set_anomaly_enabled(self.prev, self.prev_check_nan)", "pass"
+    )
+
+
+@mutant("autograd.anomaly.set-and-restored")
+def anomaly_mode_waits_for_its_block(patch):
+    """Takes effect when entered, not when called."""
+    patch.source(torch.autograd.set_detect_anomaly.__init__, "torch.set_anomaly_enabled(mode, check_nan)", "pass")
+
+
+@mutant("autograd.anomaly.nan-raises")
+def anomaly_mode_is_entered_in_silence(patch):
+    """Says nothing of its cost."""
+    patch.source(torch.autograd.detect_anomaly.__init__, "warnings.warn(", "(lambda *_, **__: None)(")
+
+
+@mutant("autograd.graph.module-requires-grad")
+def frozen_modules_stay_frozen(patch):
+    """Takes every call for a freeze."""
+    patch.source(nn.Module.requires_grad_, "p.requires_grad_(requires_grad)", "p.requires_grad_(False)")
+
+
+@mutant("autograd.grad.gradient-edge")
+def constants_have_an_edge(patch):
+    """Returns an edge of nothing for a constant."""
+    patch.source(
+        graph.get_gradient_edge,
+        "if not tensor.requires_grad:",
+        "if not tensor.requires_grad:\n        return None\n    if False:",
+    )
+
+
+@mutant("autograd.saved.pack-and-unpack")
+def everything_is_packed_twice(patch):
+    """Packs once to look at it and once to keep it."""
+    patch.source(
+        graph.saved_tensors_hooks.__init__,
+        "self.pack_hook = pack_hook",
+        "self.pack_hook = lambda t: (pack_hook(t), pack_hook(t))[1]",
+    )
+
+
+@mutant("autograd.functional.jacobian", "autograd.functional.jacobian-of-tuples")
+def basis_is_not_normal(patch):
+    """Multiplies by vectors of length two where it vectorises."""
+    patch.source(functional._construct_standard_basis_for, ".fill_(1)", ".fill_(2)")
+
+
+@mutant("autograd.loss.settings-handed-on")
+def delta_of_the_module_lost(patch):
+    """A loss module that forgets where its linear part begins."""
+    patch.source(nn.HuberLoss.forward, "delta=self.delta", "delta=1.0")
+
+
+@mutant("autograd.loss.settings-checked")
+def any_power_of_the_margin_is_taken(patch):
+    """Takes a power for which there is no kernel."""
+    patch.source(nn.MultiMarginLoss.__init__, "if p != 1 and p != 2:", "if False:")
