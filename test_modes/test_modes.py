@@ -492,7 +492,8 @@ def of_this_torch(names):
 
 def in_the_census(case, name, args, *inputs):
     options = args[-1] if args and isinstance(args[-1], dict) else {}
-    layer = getattr(nn, name)(*args[: len(args) - bool(options)], **options).to(case.device, case.dtype)
+    place = {"device": case.device} if name.startswith("Lazy") else {}  # to be moved is a promise of its own
+    layer = getattr(nn, name)(*args[: len(args) - bool(options)], **options, **place).to(case.device, case.dtype)
     given = [made(case, what) for what in inputs]
     layer.eval()(*given)  # a lazy layer takes its shape
     case.randomise(layer)

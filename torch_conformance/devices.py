@@ -30,6 +30,12 @@ class Profile:
     autograd: bool = True
     seeded: bool = True
     threads: int | None = None
+    kernels: str | None = None
+
+    @property
+    def known_as(self) -> list[str]:
+        """The devices whose listed deviations it shows: itself and the one whose kernels compute for it."""
+        return [self.name] if self.kernels is None else [self.name, self.kernels]
 
     def header(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -63,7 +69,7 @@ def load_backend(module: str) -> dict[str, Any]:
         raise UsageError(f"--backend {module}: cannot be imported: {type(error).__name__}: {error}") from None
     BACKENDS.insert(0, backend)
     stated = getattr(backend, "conformance_profile", {})
-    if unknown := sorted(set(stated) - {"dtypes", "layouts", "autograd", "seeded", "description"}):
+    if unknown := sorted(set(stated) - {"dtypes", "layouts", "autograd", "seeded", "description", "kernels"}):
         raise UsageError(f"--backend {module}: conformance_profile knows no {unknown[0]!r}")
     return dict(stated)
 
@@ -118,7 +124,8 @@ def computes(device: torch.device, dtype: torch.dtype) -> bool:
 
 def arranges(device: torch.device, layout: str) -> bool:
     x = torch.arange(16.0).reshape(2, 2, 2, 2).to(device)
-    return bool((lay_out(x, layout).cpu() == lay_out(x.cpu(), layout)).all())
+    laid, wanted = lay_out(x, layout), lay_out(x.cpu(), layout)
+    return laid.stride() == wanted.stride() and bool((laid.cpu() == wanted).all())
 
 
 def differentiates(device: torch.device) -> bool:

@@ -195,7 +195,7 @@ class Reporting:
 
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran."""
-        ran = {"device": [p.name for p in self.settings.profiles], "via": self.settings.vias}
+        ran = {"device": [name for p in self.settings.profiles for name in p.known_as], "via": self.settings.vias}
         return [
             entry.source
             for entry in self.settings.deviations

@@ -61,7 +61,9 @@ class Settings:
 
     def deviation_of(self, names: list[str], facts: dict[str, str]) -> Deviation | None:
         """The listed deviation that speaks of this case, if any."""
-        return next((entry for entry in self.deviations if entry.matches(names, facts)), None)
+        known_as = next((p.known_as for p in self.profiles if p.name == facts["device"]), [facts["device"]])
+        every = [{**facts, "device": device} for device in known_as]
+        return next((entry for entry in self.deviations if any(entry.matches(names, f) for f in every)), None)
 
     def header(self) -> dict[str, Any]:
         """The provenance of the run, as the first line of a result file holds it."""

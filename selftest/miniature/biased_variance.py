@@ -1,6 +1,7 @@
 """Moves the running variance towards the biased variance of the batch, as XLA's kernel does."""
 
 from selftest.miniature import device
+from selftest.miniature.device import conformance_profile  # noqa: F401
 
 
 def native_batch_norm(op, x, weight, bias, running_mean, running_var, training, momentum, eps):

@@ -1,3 +1,3 @@
 """The right miniature: ``pytest --backend selftest.miniature.right --device miniature``."""
 
-from selftest.miniature import device  # noqa: F401
+from selftest.miniature.device import conformance_profile  # noqa: F401

@@ -1,6 +1,7 @@
 """Forgets to scale the survivors of Dropout by 1 / (1 - p), forward and backward."""
 
 from selftest.miniature import device
+from selftest.miniature.device import conformance_profile  # noqa: F401
 
 
 def native_dropout(op, x, p, train):
