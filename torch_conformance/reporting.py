@@ -100,11 +100,11 @@ class Reporting:
 
     def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
         """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
-        if outcome.name not in ("holds", "violated"):
-            return outcome, None
         entry = self.settings.deviation_of(names, facts)
-        if entry is None:
+        if entry is None or outcome.name == "broken":
             return outcome, None
+        if outcome.name == "unsupported":  # so that the entry is not held for one without a case
+            return outcome, entry.source
         message = outcome.message or ""
         if entry.expired(torch.__version__, datetime.date.today()):
             wrong = f"{entry.source} has expired ({entry.expires}); {message}"
