@@ -199,3 +199,9 @@ def momentum_stays_away(patch):
 def count_is_not_saved(patch):
     """Keeps the count in a plain attribute."""
     patch.source(u.AveragedModel.__init__, '"n_averaged", torch', 'persistent=False, name="n_averaged", tensor=torch')
+
+
+@mutant("averaging.model.counted-and-saved")
+def counts_in_floats(patch):
+    """Counts in the dtype of the parameters, which is too coarse for many steps."""
+    patch.source(u.AveragedModel.__init__, "dtype=torch.long", "dtype=torch.float16")

@@ -522,3 +522,9 @@ def trunc_normal_by_the_inverse_alone(patch):
             return tensor.fill_(1.0).erfinv_().clamp_(min=a, max=b)
 
     patch.wrap(nn.init, "trunc_normal_", fill)
+
+
+@mutant("init.functions.defaults")
+def orthogonal_stretches_by_default(patch):
+    """Takes the gain of ReLU for the default."""
+    patch.wrap(init, "orthogonal_", lambda original, x, gain=2**0.5, **more: original(x, gain, **more))

@@ -655,3 +655,22 @@ def reversed_or_prefers_the_left(patch):
 def growing_in_place_forgets_the_offset(patch):
     """Writes every repetition to the same place."""
     patch.source(nn.Sequential.__imul__, "offset += len_original", "pass")
+
+
+@mutant("module.settings.kept")
+def cells_forget_whether_they_have_a_bias(patch):
+    """Does not keep a setting that only the constructor reads."""
+    patch.source(nn.modules.rnn.RNNCellBase.__init__, "self.bias = bias", "pass")
+
+
+@mutant("module.settings.kept")
+def activations_in_place(patch):
+    """Saves memory unasked."""
+    patch.set(nn.Mish.__init__, "__defaults__", (True,))
+
+
+@mutant("module.settings.kept")
+def poisson_with_a_coarse_eps(patch):
+    """Takes the eps of a normalisation layer."""
+    before = nn.PoissonNLLLoss.__init__.__defaults__
+    patch.set(nn.PoissonNLLLoss.__init__, "__defaults__", (*before[:3], 1e-5, *before[4:]))

@@ -1347,3 +1347,28 @@ def swap_does_not_survive_errors(patch):
 def swap_ignores_extra_state(patch):
     """Drops state that belongs to no parameter."""
     patch.source(swapping().__wrapped__.__globals__["_prepare_swap_in"], "if extra_keys", "if False")
+
+
+@mutant("optim.lbfgs.strong-wolfe")
+def wolfe_allows_a_climb(patch):
+    """Takes the allowance for a demand with the other sign."""
+    patch.source(lbfgs._strong_wolfe, "(f + c1 * t * gtd)", "(f - c1 * t * gtd)")
+
+
+@mutant("optim.lbfgs.strong-wolfe")
+def wolfe_demands_half_the_slope(patch):
+    """Takes the constant of Armijo's rule for that of a coarse search."""
+    patch.set(lbfgs._strong_wolfe, "__defaults__", (0.5, *lbfgs._strong_wolfe.__defaults__[1:]))
+
+
+@mutant("optim.lbfgs.goes-on")
+def lbfgs_forgets_the_gradient(patch):
+    """Does not keep the last gradient from step to step."""
+    patch.source(lbfgs.LBFGS.step, 'state["prev_flat_grad"] = prev_flat_grad', 'state["prev_flat_grad"] = flat_grad')
+
+
+@mutant("optim.lbfgs.line-search-counts")
+def lbfgs_searches_without_end(patch):
+    """Takes more evaluations in the line search than it ever did."""
+    patch.set(lbfgs._strong_wolfe, "__defaults__", (*lbfgs._strong_wolfe.__defaults__[:-1], 40))
+    patch.source(lbfgs.LBFGS.step, "max_ls=max_eval - current_evals", "max_ls=40")

@@ -464,3 +464,15 @@ def plateau_replaces_the_tensor(patch):
 def state_holds_a_function(patch):
     """Saves whatever attribute there is, functions included."""
     patch.wrap(s.LRScheduler, "state_dict", lambda original, self: original(self) | {"anneal_func": s.math.cos})
+
+
+@mutant("schedulers.plateau.law")
+def plateau_lowers_the_bar(patch):
+    """Subtracts the threshold where the greatest is best, too."""
+    patch.source(s.ReduceLROnPlateau._is_better, "best + self.threshold", "best - self.threshold")
+
+
+@mutant("schedulers.errors.options")
+def no_epochs_are_epochs(patch):
+    """Refuses negative numbers of epochs only."""
+    patch.source(s.OneCycleLR.__init__, "epochs <= 0", "epochs < 0")

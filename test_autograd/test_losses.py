@@ -110,6 +110,10 @@ def test_mean_divides_by_elements_and_batchmean_by_samples(case):
     squares, divergence = array(F.mse_loss(x, t, reduction="sum")), array(F.kl_div(x, t, reduction="sum"))
     case.close(F.mse_loss(x, t), squares / 12, k=12)  # the same sum of twelve terms, perhaps in another order
     case.close(F.kl_div(x, t, reduction="batchmean"), divergence / 4, k=1)
+    for shape, samples in [((5,), 5), ((), 1)]:
+        x, t = operands(case, "kl_div", shape)
+        divergence = array(F.kl_div(x, t, reduction="sum"))
+        case.close(F.kl_div(x, t, reduction="batchmean"), divergence / samples, k=1)
 
 
 @claim("autograd.loss.gradient-of-the-target")

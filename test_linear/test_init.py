@@ -115,6 +115,27 @@ def test_defaults_of_uniform_and_normal(case):
     is_normal(case, init.normal_(x), 1.0)
 
 
+@claim("init.functions.defaults")
+def test_options_left_out_are_those_documented(case):
+    for name, options in {
+        "uniform_": {"a": 0.0, "b": 1.0},
+        "normal_": {"mean": 0.0, "std": 1.0},
+        "trunc_normal_": {"mean": 0.0, "std": 1.0, "a": -2.0, "b": 2.0},
+        "dirac_": {"groups": 1},
+        "xavier_uniform_": {"gain": 1.0},
+        "xavier_normal_": {"gain": 1.0},
+        "kaiming_uniform_": {"a": 0, "mode": "fan_in", "nonlinearity": "leaky_relu"},
+        "kaiming_normal_": {"a": 0, "mode": "fan_in", "nonlinearity": "leaky_relu"},
+        "orthogonal_": {"gain": 1},
+        "sparse_": {"std": 0.01},
+    }.items():
+        filled = []
+        for given in ({}, options):
+            torch.manual_seed(case.seed)
+            filled.append(array(fill(name, torch.zeros((4, 6, 3) if name == "dirac_" else (9, 7)), **given)))
+        assert np.array_equal(*filled), name
+
+
 @claim("init.truncnormal.bounds")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize(

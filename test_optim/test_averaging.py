@@ -170,6 +170,7 @@ def test_buffers_are_averaged_when_asked(case, how):
 def test_the_count_is_saved_with_the_average(case):
     model = model_of(case)
     average, _ = averaged(case, model, steps=3)
+    assert (average.n_averaged.dtype, average.n_averaged.shape) == (torch.int64, ())
     assert average.state_dict()["n_averaged"] == 3
     other = swa_utils.AveragedModel(model)
     other.load_state_dict(copy.deepcopy(average.state_dict()))

@@ -101,6 +101,80 @@ def test_the_line_search_ends_where_the_wolfe_conditions_hold(case, lr):
     assert g @ move < 0
 
 
+TERRAINS = {  # neither convex nor concave, so that first steps overshoot, fall short and end on rising ground
+    "well": lambda x: -x / (x * x + 2),
+    "bell": lambda x: -(-x * x / 2).exp(),
+    "funnel": lambda x: (1 + x * x).log(),
+    "two-wells": lambda x: x**4 / 4 - x * x / 2 + x / 10,
+    "notch": lambda x: -2 * x * (1 - x) ** 2,  # as high and flat at 1 as it is at its start, 0
+    "waves": lambda x: x.cos() + x * x / 50 + (3 * x).sin() / 3,
+}
+
+
+class Path:
+    """A function of one number, its closure, and a list of where it was evaluated: place, value, slope."""
+
+    def __init__(self, case, terrain, start):
+        self.terrain = terrain
+        self.parts = [case.tensor_of([start], dtype=torch.float64, requires_grad=True)]
+        self.seen = []
+
+    def __call__(self):
+        (x,) = self.parts
+        x.grad = None
+        loss = self.terrain(x).sum()
+        loss.backward()
+        self.seen.append((x.item(), loss.item(), x.grad.item()))
+        return loss
+
+
+@claim("optim.lbfgs.strong-wolfe")
+@pytest.mark.parametrize("name", TERRAINS)
+def test_the_line_search_ends_where_the_wolfe_conditions_hold_on_rough_ground(case, name):
+    """From the first step that meets both it goes nowhere else, but a step no lower than one before is none."""
+    places = [(-2.5, 10.0), (0.4, 1.0), (0.4, 10.0), (0.4, 60.0), (1.7, 60.0)]
+    for start, lr in [(0.0, 1.0), (0.0, 0.95)] if name == "notch" else places:
+        path = Path(case, TERRAINS[name], start)
+        lbfgs(path, lr=lr, max_iter=1, max_eval=60, line_search_fn="strong_wolfe").step(path)
+        (x, before, slope), *tried = path.seen
+        lowest, good = before, []
+        for y, after, end in tried:
+            if after <= before + 1e-4 * slope * (y - x) and abs(end) <= 0.9 * abs(slope) and after < lowest:
+                good.append(y)
+            lowest = min(lowest, after)
+        assert path.parts[0].item() == good[0], f"from {start} with lr {lr} it tried {tried}"
+        assert tried[-1][0] == good[0], f"from {start} with lr {lr} it went on after {good[0]}"
+
+
+@claim("optim.lbfgs.strong-wolfe")
+def test_the_line_search_gives_up_where_nothing_ends_the_descent(case):
+    path = Path(case, lambda x: -2 * x, 0.5)
+    lbfgs(path, max_iter=1, max_eval=25, line_search_fn="strong_wolfe").step(path)
+    assert 20 < len(path.seen) <= 27
+    assert path.parts[0].item() == max(x for x, _, _ in path.seen)
+
+
+@claim("optim.lbfgs.line-search-counts")
+def test_the_line_search_keeps_to_the_evaluations_allowed(case):
+    path = Path(case, lambda x: -2 * x, 0.5)
+    lbfgs(path, max_iter=1, max_eval=7, line_search_fn="strong_wolfe").step(path)
+    assert len(path.seen) <= 7, f"{len(path.seen)} evaluations"
+
+
+@claim("optim.lbfgs.goes-on")
+@pytest.mark.parametrize("name", ["two-wells", "waves"])
+def test_iterations_go_on_from_step_to_step(case, name):
+    for search, lr in [(None, 0.1), ("strong_wolfe", 1.0), ("strong_wolfe", 60.0)]:
+        ends = []
+        for steps, iterations in [(1, 4), (4, 1)]:
+            path = Path(case, TERRAINS[name], 0.4)
+            optimizer = lbfgs(path, lr=lr, max_iter=iterations, max_eval=100, line_search_fn=search)
+            for _ in range(steps):
+                optimizer.step(path)
+            ends.append(path.parts[0].item())
+        assert ends[0] == ends[1], f"{search} from lr {lr} ends in {ends}"
+
+
 @claim("optim.lbfgs.minimises-a-quadratic")
 def test_a_quadratic_is_minimised(case):
     """To gradients of 1e-5: below sqrt(eps * 30 * loss), some 1e-7, the line search sees no change of the loss."""

@@ -686,7 +686,9 @@ def test_a_plateau_lowers_the_rate(case, mode, threshold_mode, options):
     optimizer, found = optimizer_of(case), []
     options = options | {"mode": mode, "threshold_mode": threshold_mode}
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
-    metrics = np.concatenate([2 - np.arange(4) / 4, 1 + case.rng.uniform(0, 0.2, 16), [0.4, 0.4, 1, 3, 3.2, 3, 3, 3]])
+    metrics = np.concatenate(
+        [2 - np.arange(4) / 4, 1 + case.rng.uniform(0, 0.2, 16), [0.4, 0.4, 1, 3, 3.2, 3.18, 3.25, 3, 3]]
+    )
     for metric in metrics:
         advance(optimizer, scheduler, float(metric))
         found.append(rates_of(optimizer))
@@ -787,6 +789,8 @@ WRONG = [
     ("CyclicLR", {"base_lr": 0.1, "max_lr": 1, "mode": "saw"}),
     ("OneCycleLR", {"max_lr": 1, "total_steps": 0}), ("OneCycleLR", {"max_lr": 1, "total_steps": 9, "pct_start": 1.5}),
     ("OneCycleLR", {"max_lr": 1, "total_steps": 9, "anneal_strategy": "saw"}), ("OneCycleLR", {"max_lr": 1}),
+    ("OneCycleLR", {"max_lr": 1, "epochs": 0, "steps_per_epoch": 3}),
+    ("OneCycleLR", {"max_lr": 1, "epochs": 3, "steps_per_epoch": 0}),
     ("ReduceLROnPlateau", {"factor": 1.0}), ("ReduceLROnPlateau", {"mode": "least"}),
     ("ReduceLROnPlateau", {"threshold_mode": "some"}),
 ]  # fmt: skip
