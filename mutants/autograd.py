@@ -1572,3 +1572,21 @@ def delta_of_the_module_lost(patch):
 def any_power_of_the_margin_is_taken(patch):
     """Takes a power for which there is no kernel."""
     patch.source(nn.MultiMarginLoss.__init__, "if p != 1 and p != 2:", "if False:")
+
+
+@mutant("autograd.grad.from-an-edge")
+def edges_start_from_two(patch):
+    """Starts from something else than the gradient one."""
+    patch.source(torch.autograd._make_grads, "torch.ones(", "2 * torch.ones(")
+
+
+@mutant("autograd.grad.from-an-edge")
+def edges_of_any_size_start_from_one(patch):
+    """Takes an edge of several elements for one with a single element."""
+    patch.source(torch.autograd._make_grads, "all(o == 1 for o in out_size)", "True")
+
+
+@mutant("autograd.saved.disabled-hooks")
+def inner_block_allows_hooks_again(patch):
+    """Allows hooks at the end of the inner of two blocks."""
+    patch.source(graph.disable_saved_tensors_hooks, "if maybe_prev_message is None:", "if True:")

@@ -546,3 +546,45 @@ def multi_grad_calls_back_too_early(patch):
 def backward_hooks_go_first_by_default(patch):
     """Puts every full backward hook first."""
     patch.set(Module.register_full_backward_hook, "__defaults__", (True,))
+
+
+@mutant("hooks.handle.leaves-nothing")
+def options_of_a_hook_stay(patch):
+    """Removes the hook, and not what was noted of it."""
+    patch.source(hooks_file.RemovableHandle.remove, "del extra_dict[self.id]", "pass")
+
+
+@mutant("hooks.handle.leaves-nothing")
+def pickled_handles_hold_nothing(patch):
+    """Brings a handle back without the register that it belongs to."""
+    patch.source(hooks_file.RemovableHandle.__setstate__, "if state[0] is None:", "if True:")
+
+
+@mutant("hooks.handle.leaves-nothing")
+def loaded_handles_take_used_numbers(patch):
+    """Numbers new hooks without regard to those that were loaded."""
+    patch.source(hooks_file.RemovableHandle.__setstate__, "self.id = state[1]", "self.id = state[1] + 1")
+
+
+@mutant("hooks.backward.old-kind")
+def old_hooks_are_told_nothing(patch):
+    """Calls an old hook without a warning of what it misses."""
+    patch.set(Module, "_maybe_warn_non_full_backward_hook", lambda self, inputs, result, grad_fn: None)
+
+
+@mutant("hooks.backward.old-kind")
+def old_hooks_of_single_operations_are_warned_of(patch):
+    """Warns where nothing is missing."""
+    patch.source(
+        Module._maybe_warn_non_full_backward_hook,
+        "inputs_grad_fn != next_functions",
+        "inputs_grad_fn == next_functions",
+    )
+
+
+@mutant("hooks.node.multi-grad")
+def unknown_modes_mean_nothing(patch):
+    """Registers nothing for a mode that it does not know."""
+    patch.source(
+        torch.autograd.graph.register_multi_grad_hook, "if mode not in supported_modes:", "handles = ()\n    if False:"
+    )

@@ -219,3 +219,22 @@ def update_is_out_of_place(patch):
 def overwritten_elements_pass_gradients(patch):
     """Writes the values, and passes the whole gradient as if nothing had been written."""
     patch.wrap(Tensor, "__setitem__", lambda o, x, i, v: o(x.data, i, v) if not torch.is_tensor(v) else o(x, i, v))
+
+
+@mutant("inplace.version.increment")
+def first_version_alone_is_incremented(patch):
+    """Counts up the first of several tensors."""
+    patch.source(graph.increment_version, "_increment_version(tensor)", "_increment_version([*tensor][:1])")
+
+
+@mutant("inplace.version.increment", "inplace.version.counts")
+def versions_are_always_zero(patch):
+    """Tells nothing of what was counted."""
+    patch.set(Tensor, "_version", property(lambda x: 0))
+
+
+@mutant("inplace.recorded.several-outputs", "inplace.leaf.view-refused")
+def changes_of_views_are_made_elsewhere(patch):
+    """Changes a copy where the view must not be changed."""
+    for name in ("mul_", "add_"):
+        patch.wrap(Tensor, name, lambda o, x, *a, **k: o(x.detach().clone() if x._is_view() else x, *a, **k))

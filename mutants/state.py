@@ -576,3 +576,51 @@ def optimizer_state_not_restored(patch):
         return original(optimizer, {**state_dict, "state": {}})
 
     patch.wrap(torch.optim.Optimizer, "load_state_dict", load)
+
+
+@mutant("state.file.packages")
+def packages_are_asked_in_turn(patch):
+    """Asks packages in the order of registration, whatever their priority."""
+    patch.source(torch.serialization.register_package, "_package_registry.append(queue_elem)", "pass")
+
+
+@mutant("state.file.settings")
+def byte_order_is_not_kept(patch):
+    """Takes the byte order that is set, and forgets it."""
+    patch.set(torch.serialization, "set_default_load_endianness", lambda order: None)
+
+
+@mutant("state.file.attributes")
+def attributes_are_left_behind(patch):
+    """Brings the class back, and not what was attached."""
+    patch.source(torch._tensor._rebuild_from_type_v2, "ret = torch._utils._set_obj_state(ret, state)", "pass")
+
+
+@mutant("state.file.attributes")
+def classes_are_left_behind(patch):
+    """Brings plain tensors back."""
+    patch.source(torch._tensor._rebuild_from_type_v2, "if type(ret) is not new_type:", "if False:")
+
+
+@mutant("state.file.attributes")
+def own_restoring_is_ignored(patch):
+    """Sets the attributes itself where a class has its own way."""
+    patch.source(
+        torch._tensor._rebuild_from_type_v2, "ret.__setstate__(state)", "torch._utils._set_obj_state(ret, state)"
+    )
+
+
+@mutant("state.file.older-modules")
+def what_came_later_stays_missing(patch):
+    """Completes nothing."""
+    patch.source(Module.__setstate__, 'if "_non_persistent_buffers_set" not in self.__dict__:', "if False:")
+
+
+@mutant("state.file.legacy-format")
+def legacy_views_forget_their_offset(patch):
+    """Writes each view of the old format as if it began where its storage does."""
+
+    def rebuild(original, storage, offset, *rest):
+        return original(storage, 0, *rest)
+
+    patch.wrap(torch._utils, "_rebuild_tensor", rebuild)

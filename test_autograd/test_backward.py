@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -228,6 +229,9 @@ def test_inputs_may_be_a_dict(case):
     assert list(found) == ["weight", "bias"]
     case.same(found["weight"], layer.weight.grad)
     assert layer.bias.grad is None
+    for call in (torch.autograd.backward, torch.autograd.grad):
+        with case.raises((TypeError, RuntimeError), "must be a dict|have to be Tensors"):
+            call(loss, inputs=UserDict(weight=layer.weight))
 
 
 # -- repeating -------------------------------------------------------------------------------------------------------
@@ -369,6 +373,19 @@ def test_an_edge_of_the_graph_stands_for_its_tensor(case):
         case.same(found, expected)
     with case.raises(RuntimeError, "requires? grad"):
         torch.autograd.graph.get_gradient_edge(case.tensor(3))
+
+
+@claim("autograd.grad.from-an-edge")
+def test_an_edge_of_the_graph_may_be_the_root(case):
+    x, g = case.tensor(3, requires_grad=True), case.tensor(3)
+    one, several = (torch.autograd.graph.get_gradient_edge(t) for t in ((x * 3).sum(), x * 2))
+    case.same(torch.autograd.grad(one, x)[0], torch.full_like(x, 3))
+    torch.autograd.backward(several, g)
+    case.same(x.grad, 2 * g)
+    with case.raises(RuntimeError, "only for scalar outputs"):
+        torch.autograd.grad(several, x)
+    with case.raises(RuntimeError, "mismatch in shape"):
+        torch.autograd.grad(several, x, g[:2])
 
 
 @claim("autograd.grad.batched")

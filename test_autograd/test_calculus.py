@@ -377,18 +377,25 @@ def test_save_on_cpu_changes_no_gradient(case):
     x = case.tensor(3, 5, requires_grad=True)
     x.sin().prod().backward()
     plain, x.grad = x.grad, None
-    with save_on_cpu():
-        loss = x.sin().prod()
-    loss.backward()
-    case.same(x.grad, plain)
+    for pin in (False, True):
+        x.grad = None
+        with save_on_cpu(pin_memory=pin):
+            loss = x.sin().prod()
+        loss.backward()
+        case.same(x.grad, plain)
 
 
 @claim("autograd.saved.disabled-hooks")
 def test_hooks_on_saved_tensors_can_be_forbidden(case):
     x = case.tensor(3, requires_grad=True)
-    forbidden = torch.autograd.graph.disable_saved_tensors_hooks("not in here")
-    with forbidden, case.raises(RuntimeError, "not in here"), saved_tensors_hooks(lambda t: t, lambda t: t):
+    forbid = torch.autograd.graph.disable_saved_tensors_hooks
+    with forbid("not in here"), case.raises(RuntimeError, "not in here"), saved_tensors_hooks(lambda t: t, lambda t: t):
         pass
+    with forbid("outer"):
+        with forbid("inner"):
+            pass
+        with case.raises(RuntimeError, "outer"), saved_tensors_hooks(lambda t: t, lambda t: t):
+            pass
     with saved_tensors_hooks(lambda t: t.detach(), lambda t: t):
         x.sin().sum().backward()
 

@@ -4,6 +4,7 @@ import copy
 import faulthandler
 import importlib
 import os
+import pickle
 import warnings
 from typing import NamedTuple
 
@@ -167,6 +168,10 @@ def test_some_hooks_run_after_an_error(case):
     assert len(seen) == 2
     assert seen[0] == (layer, (x,), None)
     assert seen[1] == ({"shift": 2.0}, None)
+    layer.register_forward_hook(lambda *_: {}["missing"], always_call=True, prepend=True)
+    with pytest.warns(UserWarning, match="silenced"), case.raises(ArithmeticError, "on purpose"):
+        layer(x)
+    assert len(seen) == 4
 
 
 @claim("hooks.forward.always-call")
@@ -249,6 +254,32 @@ def test_handles_remove_their_hook(case):
         layer(x)
     layer(x)
     assert seen == [0, 2, 0, 2, "within", 0, 2]
+
+
+def quiet(*_):
+    """A hook that can be pickled."""
+
+
+def sizes(layer):
+    """How much each register of the module holds."""
+    return {name: len(value) for name, value in vars(layer).items() if isinstance(value, dict)}
+
+
+@claim("hooks.handle.leaves-nothing")
+@pytest.mark.parametrize("travel", [lambda pair: pair, copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_nothing_of_a_removed_hook_stays(case, travel):
+    layer = Affine()
+    empty = sizes(layer)
+    options = {"with_kwargs": True, "always_call": True}
+    handles = [layer.register_forward_hook(quiet, **options), layer.register_forward_pre_hook(quiet, with_kwargs=True)]
+    other, others = travel((layer, handles))
+    assert sizes(other) == sizes(layer) != empty
+    late = other.register_forward_hook(quiet)
+    for handle in others:
+        handle.remove()
+    assert sizes(other) == {**empty, "_forward_hooks": 1}
+    late.remove()
+    assert sizes(other) == empty
 
 
 @claim("hooks.handle.copied")
@@ -446,6 +477,34 @@ def test_old_and_full_backward_hooks_do_not_mix(case, first):
         next(iter(kinds.values()))(lambda *_: None)
 
 
+@claim("hooks.backward.old-kind")
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda x: x * 2 * 3, "multiple autograd Nodes"),
+        (lambda x: (x * 3, x * 2), "different autograd Nodes"),
+        (lambda x: {"y": x * 3}, "does not return a single Tensor"),
+        (lambda x: x.square(), None),
+    ],
+    ids=["chain", "pair", "dict", "single"],
+)
+def test_old_hooks_see_the_last_operation(case, forward, words):
+    layer, seen, x = nn.Identity(), [], case.tensor(3, requires_grad=True) * 1
+    layer.forward = forward
+    layer.register_backward_hook(lambda module, into, out: seen.append((into[0], out[0])))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        y = layer(x)
+    y = y["y"] if isinstance(y, dict) else y[0] if isinstance(y, tuple) else y
+    y.backward(gradient := case.tensor(3))
+    ((into, out),) = seen
+    case.same(out, gradient)
+    case.same(into, gradient * (3 if words else 2 * x.detach()))
+    told = [str(warning.message) for warning in told]
+    assert len(told) == bool(words)
+    assert not words or words in told[0]
+
+
 # -- Tensors and nodes ---------------------------------------------------------------------------------------------
 
 
@@ -603,6 +662,8 @@ def test_multi_grad_hooks_wait_for_all(case):
 
 @claim("hooks.node.multi-grad")
 def test_multi_grad_hooks_may_take_the_first(case):
+    with case.raises(ValueError, "mode.*some"):
+        torch.autograd.graph.register_multi_grad_hook((case.tensor(3, requires_grad=True),), quiet, mode="some")
     a, b = (case.tensor(3, requires_grad=True) for _ in range(2))
     seen = []
     try:

@@ -34,6 +34,17 @@ def test_every_in_place_operation_counts_up_the_version(case, change):
     assert x._version == 1
 
 
+@claim("inplace.version.increment")
+def test_a_change_behind_the_back_can_be_counted(case):
+    x, y = case.tensor(3, requires_grad=True) * 1, case.tensor(2)
+    loss = x.square().sum()
+    torch.autograd.graph.increment_version([x, y])
+    torch.autograd.graph.increment_version(y)
+    assert (x._version, y._version) == (1, 2)
+    with case.raises(RuntimeError, MODIFIED):
+        loss.backward()
+
+
 @claim("inplace.version.reads-do-not-count")
 def test_reading_counts_up_nothing(case):
     x = case.tensor(3, 2, requires_grad=True)

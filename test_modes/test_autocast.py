@@ -386,6 +386,15 @@ def test_unscale_divides_once(case):
 
 
 @claim("amp.scaler.unscale-once")
+def test_half_gradients_are_not_unscaled(case):
+    p = nn.Parameter(case.tensor(5, dtype=torch.float16))
+    p.grad, scaler = torch.ones_like(p), scaler_for(case)
+    scaler.scale(case.tensor(1))
+    with case.raises(ValueError, "FP16"):
+        scaler.unscale_(torch.optim.SGD([p], lr=0.1))
+
+
+@claim("amp.scaler.unscale-once")
 def test_nothing_scaled_is_an_error(case):
     scaler, optimizer = scaler_for(case), torch.optim.SGD([parameter(case)], lr=0.1)
     with case.raises(AssertionError, "scale"):

@@ -72,8 +72,9 @@ def test_shared_tensors_are_replaced_together(case):
         layer, {"0.weight": weight, "0.bias": bias}, x))  # fmt: skip
     with case.raises(ValueError, "0.weight.*multiple"):
         func.functional_call(layer, [{"0.weight": weight}, {"0.weight": weight}], x)
-    with case.raises(ValueError, "dict"):
-        func.functional_call(layer, 3, x)
+    for bad in (3, [{"0.weight": weight}, 3]):
+        with case.raises(ValueError, "dict"):
+            func.functional_call(layer, bad, x)
 
 
 @claim("transforms.vmap.randomness")
@@ -215,6 +216,7 @@ def test_several_modules_run_as_one(case):
         func.stack_module_state([norms[0], models[0]])
     with case.raises(RuntimeError, "train/eval mode|same training"):
         func.stack_module_state([models[0], nn.Linear(4, 3).eval()])
+    assert list(func.stack_module_state([nn.Linear(4, 3).eval() for _ in range(2)])[0]) == ["weight", "bias"]
     with case.raises(RuntimeError, "at least one model"):
         func.stack_module_state([])
 

@@ -200,6 +200,8 @@ def test_buffers_by_assignment(case):
     assert list(model.state_dict()) == ["kept"]
     model.kept = case.tensor(3)
     assert kinds(model, "kept") == ["buffer"]
+    model.kept, model.scratch = nn.Buffer(case.tensor(3), persistent=False), nn.Buffer(case.tensor(3))
+    assert list(model.state_dict()) == ["scratch"]
     assert not list(model.parameters())
     assert nn.Buffer().shape == nn.Parameter().shape == (0,)
     assert nn.Buffer(case.tensor(2)).persistent is True
@@ -557,6 +559,7 @@ def test_sequentials_add_and_multiply(case):
     assert list(first) == [a, b]
     assert list(second * 3) == [c, c, c]
     assert list(2 * first) == [a, b, a, b]
+    assert list((second * 3)._modules) == list("012")
     assert len(second) == 1
     first += second
     assert list(first) == [a, b, c]
@@ -699,7 +702,8 @@ def test_parameter_dict_is_a_dict(case):
     assert list(both) == [*model, "new", "newer"]
     assert (nn.ParameterDict({"z": q}) | model)["z"] is p
     assert ({"z": q} | model)["z"] is p
-    assert both.popitem()[1] is p
+    count, (key, value) = len(both), both.popitem()
+    assert (key, value is p, len(both), key in both) == ("newer", True, count - 1, False)
     assert list(model.fromkeys(["u", "v"], p).values()) == [p, p]
     with case.raises(RuntimeError, "not be called"):
         model(1)

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import mmap
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -125,6 +127,15 @@ def test_the_legacy_format_loads_the_same(case):
     assert saved(1).getvalue()[:2] == b"PK"
     for name, value in torch.load(file).items():
         case.same(value, model.state_dict()[name])
+    file, whole, other = io.BytesIO(), case.tensor(9), case.tensor(2)
+    for what in ([whole, whole[2:4], whole[1::2]], other):
+        torch.save(what, file, _use_new_zipfile_serialization=False)
+    file.seek(0)
+    loaded, part, steps = torch.load(file, map_location=str(case.device))
+    case.same(steps, whole[1::2])
+    loaded.zero_()
+    assert not part.any()
+    case.same(torch.load(file), other)
 
 
 @claim("state.file.memory-mapped")
@@ -159,6 +170,70 @@ def test_map_location_moves(case, form):
         raise case.unsupported(f"torch {torch.__version__} loads nothing to meta: {error}"[:99]) from None
     assert y.device.type == "meta"
     assert y.shape == (5,)
+
+
+@claim("state.file.packages")
+def test_packages_name_the_place_of_a_storage(case, monkeypatch):
+    asked, x, register = [], case.tensor(3), torch.serialization.register_package
+    monkeypatch.setattr(torch.serialization, "_package_registry", [*torch.serialization._package_registry])
+    before = list(torch.serialization._package_registry)
+    register(5, lambda storage: "mine", lambda storage, place: asked.append(place) or storage)
+    register(6, lambda storage: "not asked", lambda storage, place: None)
+    file = saved(x)
+    case.same(torch.load(file), x.cpu())
+    assert asked == ["mine"]
+    file.seek(0)
+    monkeypatch.setattr(torch.serialization, "_package_registry", before)
+    with case.raises(RuntimeError, "restore data location.*mine"):
+        torch.load(file)
+
+
+@claim("state.file.settings")
+def test_settings_of_files_are_kept(case):
+    files = torch.serialization
+    assert files.get_crc32_options() is True
+    files.set_crc32_options(False)
+    assert files.get_crc32_options() is False
+    case.same(through_a_file(x := case.tensor(3)), x)
+    files.set_crc32_options(True)
+    with files.set_default_mmap_options(mmap.MAP_SHARED):
+        assert files.get_default_mmap_options() == mmap.MAP_SHARED
+    assert files.get_default_mmap_options() == mmap.MAP_PRIVATE
+    files.set_default_load_endianness(files.LoadEndianness.LITTLE)
+    assert files.get_default_load_endianness() is files.LoadEndianness.LITTLE
+    files.set_default_load_endianness(None)
+    assert files.get_default_load_endianness() is None
+    for change in (files.set_default_load_endianness, files.set_default_mmap_options):
+        with case.raises((TypeError, ValueError), "argument type|Expected"):
+            change("text")
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+class Restored(torch.Tensor):
+    def __setstate__(self, state):
+        self.seen = state
+
+
+@claim("state.file.attributes")
+def test_attributes_and_classes_of_tensors_come_back(case):
+    for kind in (torch.Tensor, Marked):
+        x = case.tensor(3).as_subclass(kind)
+        x.note = "text"
+        y = pickle.loads(pickle.dumps(x))
+        assert (type(y), y.note) == (kind, "text")
+        assert torch.equal(y, x)
+    x = case.tensor(3).as_subclass(Restored)
+    x.note = "text"
+    assert pickle.loads(pickle.dumps(x)).seen == {"note": "text"}
+    for requires_grad in (True, False):
+        p = nn.Parameter(case.tensor(3), requires_grad=requires_grad)
+        assert pickle.loads(pickle.dumps(p)).requires_grad is requires_grad
+        p.note = "text"
+        q = pickle.loads(pickle.dumps(p))
+        assert (type(q), q.note, q.requires_grad) == (nn.Parameter, "text", requires_grad)
 
 
 class Bomb:
@@ -223,6 +298,25 @@ def test_a_whole_module_comes_back(case):
     assert type(loaded) is nn.Sequential
     loaded[2].eval(), model[2].eval()
     case.same(loaded(x), model(x))
+
+
+@claim("state.file.older-modules")
+def test_modules_of_older_releases_are_completed(case):
+    layer, x = case.module(nn.Linear, 3, 2), case.tensor(4, 3)
+    first = ("training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_backward_hooks", "bias")
+    old = nn.Linear.__new__(nn.Linear)
+    old.__setstate__({name: value for name, value in vars(copy.deepcopy(layer)).items() if name in first})
+    seen = []
+    for register in (old.register_forward_pre_hook, old.register_forward_hook, old.register_full_backward_hook):
+        register(lambda *_: seen.append(1))
+    old.load_state_dict(old.state_dict())
+    y = old(x)
+    case.same(y, layer(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y.sum().backward()
+    assert len(seen) == 3
+    assert set(vars(layer)) - set(vars(old)) == {"in_features", "out_features"}
 
 
 def takes_weights_only():
