@@ -662,7 +662,7 @@ def test_multi_grad_hooks_wait_for_all(case):
 
 @claim("hooks.node.multi-grad")
 def test_multi_grad_hooks_may_take_the_first(case):
-    with case.raises(ValueError, "mode.*some"):
+    with case.raises(ValueError, "mode"):
         torch.autograd.graph.register_multi_grad_hook((case.tensor(3, requires_grad=True),), quiet, mode="some")
     a, b = (case.tensor(3, requires_grad=True) for _ in range(2))
     seen = []
