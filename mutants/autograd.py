@@ -1590,3 +1590,17 @@ def edges_of_any_size_start_from_one(patch):
 def inner_block_allows_hooks_again(patch):
     """Allows hooks at the end of the inner of two blocks."""
     patch.source(graph.disable_saved_tensors_hooks, "if maybe_prev_message is None:", "if True:")
+
+
+@mutant("autograd.loss.old-reductions")
+def old_reductions_alone_are_overlooked(patch):
+    """Looks at size_average only, so that reduce alone chooses nothing."""
+    patch.source(F.cosine_embedding_loss, "size_average is not None or reduce is not None", "size_average is not None")
+
+
+@mutant("autograd.loss.linear-cross-entropy")
+def linear_cross_entropy_always_means(patch):
+    """Does not hand the reduction on."""
+    if not hasattr(nn, "LinearCrossEntropyLoss"):
+        raise NotApplicable("no LinearCrossEntropyLoss")
+    patch.source(nn.LinearCrossEntropyLoss.forward, "reduction=self.reduction", 'reduction="mean"')

@@ -476,3 +476,9 @@ def plateau_lowers_the_bar(patch):
 def no_epochs_are_epochs(patch):
     """Refuses negative numbers of epochs only."""
     patch.source(s.OneCycleLR.__init__, "epochs <= 0", "epochs < 0")
+
+
+@mutant("schedulers.errors.get-lr-outside-step")
+def annealing_asked_in_silence(patch):
+    """Answers for the annealing to swa_lr without a word."""
+    patch.source(torch.optim.swa_utils.SWALR.get_lr, "if not self._get_lr_called_within_step:", "if False:")

@@ -317,6 +317,11 @@ def test_size_average_and_reduce_still_choose_the_reduction(case):
         for cls in (nn.MSELoss, nn.NLLLoss):
             with pytest.warns(UserWarning, match="size_average and reduce"):
                 assert cls(size_average=average, reduce=reduce).reduction == reduction
+        for name in ("MSELoss", "CosineEmbeddingLoss", "MarginRankingLoss", "HingeEmbeddingLoss", "MultiMarginLoss"):
+            function, (_, inputs) = getattr(F, FUNCTIONS[name]), SETTINGS[name](case)
+            with pytest.warns(UserWarning, match="size_average and reduce"):
+                found = function(*inputs, size_average=average, reduce=reduce)
+            case.same(found, function(*inputs, reduction=reduction))
 
 
 @claim("autograd.loss.settings-checked")
@@ -359,6 +364,10 @@ def test_linear_cross_entropy_is_cross_entropy_of_a_linear_layer(case, bias):
     assert nn.LinearCrossEntropyLoss(7, 4).linear.bias is None
     expected = F.cross_entropy(loss.linear(x), target, **settings)
     case.close(loss(x, target), array(expected), k=50)  # the same sums of seven, four and five terms, twice
+    total = nn.LinearCrossEntropyLoss(7, 4, bias=bias, reduction="sum", **settings)
+    total.linear = loss.linear
+    expected = F.cross_entropy(loss.linear(x), target, reduction="sum", **settings)
+    case.close(total(x, target), array(expected), k=50)
     with case.raises(RuntimeError, "label_smoothing"):
         nn.LinearCrossEntropyLoss(7, 4, label_smoothing=1.1)
     with case.raises(RuntimeError, "weight"):

@@ -288,6 +288,14 @@ def test_a_loaded_annealing_goes_on_as_the_saved_one(case, strategy):
         advance(second, new)
 
 
+@claim("schedulers.errors.get-lr-outside-step")
+def test_get_lr_of_the_annealing_is_not_for_asking(case):
+    scheduler = swa_utils.SWALR(optimizer_of(case), 0.05)
+    with pytest.warns(UserWarning, match="get_last_lr"):
+        scheduler.get_lr()
+    advance(scheduler.optimizer, scheduler)  # which asks itself, in silence
+
+
 @claim("averaging.swalr.errors")
 def test_options_out_of_range_are_refused(case):
     optimizer = optimizer_of(case)
