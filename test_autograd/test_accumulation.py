@@ -184,7 +184,7 @@ def test_a_parameter_used_twice_gets_the_sum(case):
 
 @claim("autograd.accumulate.unused-parameter")
 def test_an_unused_parameter_keeps_none(case):
-    net = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    net = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)]).to(case.device)
     with case.unchanged(net, but={"0.weight.grad", "0.bias.grad"}):
         net[0](case.tensor(4, 3)).sum().backward()
     assert net[1].weight.grad is None
