@@ -682,3 +682,25 @@ def static_values_ignored(patch):
 def fused_layer_passes_hooks_by(patch):
     """Takes the fused path though hooks are attached."""
     patch.source(Encoder.forward, '"_forward_hooks", {}', '"no such", {}')
+
+
+@mutant("attention.encoder-layer.autocast")
+def fused_layer_refuses_autocast(patch):
+    """Has a fused kernel that takes no lowered input."""
+
+    def kernel(original, *args, **kwargs):
+        if torch.is_autocast_cpu_enabled():
+            raise RuntimeError("expected scalar type Float but found BFloat16")
+        return original(*args, **kwargs)
+
+    patch.wrap(torch, "_transformer_encoder_layer_fwd", kernel)
+
+
+@mutant("attention.encoder-layer.no-bias")
+def fused_layer_adds_a_bias_nobody_has(patch):
+    """Reads a bias where there is none."""
+
+    def forward(original, layer, *args, **kwargs):
+        return original(layer, *args, **kwargs) + (layer.linear1.bias is None and not torch.is_grad_enabled())
+
+    patch.wrap(Encoder, "forward", forward)

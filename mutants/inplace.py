@@ -238,3 +238,15 @@ def changes_of_views_are_made_elsewhere(patch):
     """Changes a copy where the view must not be changed."""
     for name in ("mul_", "add_"):
         patch.wrap(Tensor, name, lambda o, x, *a, **k: o(x.detach().clone() if x._is_view() else x, *a, **k))
+
+
+@mutant("inplace.saved.mutation-of-lists-allowed")
+def lists_are_changed_without_a_copy(patch):
+    """Copies what is saved before a tensor changes, and forgets the tensors in a list."""
+
+    def dispatch(original, mode, function, types, args=(), kwargs=None):
+        if "foreach" in str(function):
+            return function(*args, **kwargs or {})
+        return original(mode, function, types, args, kwargs)
+
+    patch.wrap(graph._CloneArgBeforeMutateMode, "__torch_dispatch__", dispatch)

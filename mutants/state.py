@@ -624,3 +624,9 @@ def legacy_views_forget_their_offset(patch):
         return original(storage, 0, *rest)
 
     patch.wrap(torch._utils, "_rebuild_tensor", rebuild)
+
+
+@mutant("state.file.conjugates-as-weights")
+def conjugates_are_forgotten(patch):
+    """Reads the numbers of a conjugate, and not that it is one."""
+    patch.wrap(torch._utils, "set_tensor_metadata", lambda original, tensor, metadata: None)

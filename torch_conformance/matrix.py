@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from torch_conformance import mutation
 from torch_conformance.axes import Axes
@@ -28,6 +29,7 @@ from torch_conformance.errors import UsageError
 from torch_conformance.mutation import Mutant
 from torch_conformance.settings import ROOT
 
+ITSELF = f"torch {torch.__version__}"
 BASELINE = Mutant("", (), "Torch as it is.", lambda patch: None)
 
 
@@ -46,11 +48,14 @@ class Trial:
     red: dict[str, list[str]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     judged: list[str] = field(default_factory=list)
+    deviating: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
         if record["outcome"] != "unsupported" and record["claim"] not in self.judged:
             self.judged.append(record["claim"])
+        if record["outcome"] == "deviates" and record["claim"] not in self.deviating:
+            self.deviating.append(record["claim"])
         if record["outcome"] == "violated":
             self.red.setdefault(record["claim"], []).append(record["id"])
         elif record["outcome"] == "broken":
@@ -248,7 +253,7 @@ def execute(options: argparse.Namespace) -> int:
         raise UsageError(f"the suite crashes without any mutant: {matrix.baseline.detail}")
     for case in sorted({case for cases in matrix.baseline.red.values() for case in cases}):
         print(f"red without any mutant  {case}: it counts for no kill")
-    return conclude(matrix.trials, options, set(matrix.baseline.judged))
+    return conclude(matrix.trials, options, matrix.baseline)
 
 
 def writable(path: Path) -> None:
@@ -258,14 +263,21 @@ def writable(path: Path) -> None:
         raise UsageError(f"--json {path}: cannot be written: {error.strerror}") from None
 
 
-def conclude(trials: list[Trial], options: argparse.Namespace, testable: set[str]) -> int:
-    """Print the matrix in short, name what is wrong, write the JSON, and return the exit status."""
+def conclude(trials: list[Trial], options: argparse.Namespace, baseline: Trial) -> int:
+    """Print the matrix in short, name what is wrong, write the JSON, and return the exit status.
+
+    Of a claim that torch as it is violates, torch itself is a killer.
+    """
     from torch_conformance import claims
 
     listed = claims.by_id(claims.load([ROOT / "specs"]))
-    in_force = [name for name, claim in listed.items() if not claim.retired and name in testable]
-    elsewhere = [name for name, claim in listed.items() if not claim.retired and name not in testable]
+    in_force = [name for name, claim in listed.items() if not claim.retired and name in baseline.judged]
+    elsewhere = [name for name, claim in listed.items() if not claim.retired and name not in baseline.judged]
     killers: dict[str, list[str]] = defaultdict(list)
+    named = {name for trial in trials for name in trial.claims}
+    for name in baseline.deviating:
+        if name in named or not options.pattern:
+            killers[name].append(ITSELF)
     for trial in trials:
         for name in trial.claims:
             if trial.red.get(name):
@@ -302,10 +314,12 @@ def summary(trials: list[Trial], killers: Mapping[str, list[str]], claims: list[
     yield f"\n{'chapter':16}{'claims':>8}{'killed':>8}{'mutants':>9}{'a claim':>9}"
     for chapter in chapters:
         inside = [name for name in claims if name.partition(".")[0] == chapter]
-        mutants = {mutant for name in inside for mutant in killers[name]}
+        mutants = {mutant for name in inside for mutant in killers[name] if mutant != ITSELF}
         killed = sum(bool(killers[name]) for name in inside)
         yield f"{chapter:16}{len(inside):>8}{killed:>8}{len(mutants):>9}{len(mutants) / len(inside):>9.2f}"
     counts = Counter(trial.status for trial in trials)
+    if itself := sum(ITSELF in names for names in killers.values()):
+        yield f"{itself} claims are violated by {ITSELF} itself (deviations.toml): their tests can fail"
     yield f"{len(trials)} mutants: " + ", ".join(f"{count} {status}" for status, count in counts.most_common())
     lone = [t.mutant for t in trials if t.status == "killed" and sum(map(len, t.red.values())) == 1]
     if lone:
