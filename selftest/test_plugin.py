@@ -53,17 +53,26 @@ def test_a_violation_prints_all_that_is_needed(house):
     )
 
 
+def rerun_of(result):
+    line = next(line for line in result.stdout.lines if line.startswith("rerun"))
+    return line.removeprefix("rerun").strip()
+
+
+def paste(command, folder):
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(shlex.split(command), cwd=folder, env=here, capture_output=True, text=True, check=False)
+
+
 def test_the_rerun_command_works_when_pasted(house, pytester):
     tests = VIOLATED.replace("def test", '@pytest.mark.parametrize("p", [0.25, 0.5])\n    def test').replace(
         "(case)", "(case, p)"
     )
     result = house(tests, "--seed", "5", "-k", "0.25")
-    line = next(line for line in result.stdout.lines if line.startswith("rerun"))
-    words, here = shlex.split(line.partition("rerun")[2]), {**os.environ, "PYTHONPATH": str(ROOT)}
-    again = subprocess.run(words, cwd=pytester.path, env=here, capture_output=True, text=True, check=False)
+    command = rerun_of(result)
+    again = paste(command, pytester.path)
     assert again.returncode == 1
     assert "1 failed" in again.stdout
-    assert "--seed 5" in line
+    assert "--seed 5" in command
 
 
 ENDS = {
@@ -102,11 +111,13 @@ def test_exploring_finds_and_shrinks_what_lies_between_the_cases(house, pytester
     pytest.importorskip("hypothesis")
     result = house(EXPLORED, "--explore", "200")
     result.assert_outcomes(failed=1, deselected=5)
-    line = next(line for line in result.stdout.lines if line.startswith("rerun"))
-    words, here = shlex.split(line.partition("rerun")[2]), {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert '{"size": 37}' in words
-    again = subprocess.run(words, cwd=pytester.path, env=here, capture_output=True, text=True, check=False)
-    assert "wrong between the listed sizes" in again.stdout
+    assert '{"size": 37}' in shlex.split(rerun_of(result))
+    assert "wrong between the listed sizes" in paste(rerun_of(result), pytester.path).stdout
+
+
+def test_the_rerun_command_keeps_the_given_parameters(house):
+    result = house(EXPLORED, "-k", "float32-64", "--given", '{"size": 40}')
+    assert '{"size": 40}' in shlex.split(rerun_of(result))
 
 
 def test_a_claim_about_other_versions_is_unsupported(house, pytester):

@@ -7,14 +7,12 @@ shrunk, and printed as a command; listed as a parameter it becomes a fixed case.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
-
 from torch_conformance.errors import UsageError
+from torch_conformance.items import ENDS_THE_RUN
 
 try:
     import hypothesis
@@ -32,10 +30,6 @@ class Place:
     item: Any
     seed: int
     given: dict[str, Any] = field(default_factory=dict)
-
-    def arguments(self) -> list[str]:
-        """The options that lead pytest to this place, beside the case's id."""
-        return ["--seed", str(self.seed)] + (["--given", json.dumps(self.given)] if self.given else [])
 
 
 def explore(items: Sequence[Any], attempt: Callable[[Place], None], *, examples: int, seed: int) -> Place | None:
@@ -73,9 +67,9 @@ def explore(items: Sequence[Any], attempt: Callable[[Place], None], *, examples:
 
     try:
         search()
-    except (KeyboardInterrupt, pytest.exit.Exception):
-        raise
-    except BaseException:
+    except BaseException as error:
+        if not failed or isinstance(error, ENDS_THE_RUN):
+            raise
         return failed[-1]  # Hypothesis ends with the simplest
     return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from torch_conformance.axes import Point
 from torch_conformance.case import Case
 
+ENDS_THE_RUN = (pytest.exit.Exception, KeyboardInterrupt)
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 CLAIMS = pytest.StashKey[list[str]]()
+FACTS = pytest.StashKey[dict[str, str]]()
 CASE = pytest.StashKey[Case]()
 CASES = pytest.StashKey[list[Any]]()
 """While exploring: the cases of the test that the item stands for."""
@@ -26,31 +30,42 @@ def claims_of(item: pytest.Item) -> list[str]:
     return item.stash[CLAIMS]
 
 
+def test_of(item: pytest.Item) -> str:
+    """The node id of the test of which the item is a case."""
+    return item.nodeid.partition("[")[0]
+
+
 def facts_of(item: Any) -> dict[str, str]:
     """Which case it is, as the result file says and deviations match."""
-    point: Point = item.callspec.params["case"]
-    return {
-        "test": item.nodeid.partition("[")[0],
-        "device": point.device,
-        "dtype": point.dtype,
-        "layout": point.layout,
-        "via": point.via,
-        "params": parameters(item),
-    }
+    if FACTS not in item.stash:
+        point: Point = item.callspec.params["case"]
+        item.stash[FACTS] = {
+            "test": test_of(item),
+            "device": point.device,
+            "dtype": point.dtype,
+            "layout": point.layout,
+            "via": point.via,
+            "params": parameters(item),
+        }
+    facts: dict[str, str] = item.stash[FACTS]
+    return facts
 
 
-def seed_name(item: pytest.Function) -> str:
+def seed_name(item: Any) -> str:
     """The same for all devices, dtypes, layouts and vias, so that they see the same values."""
-    return f"{item.nodeid.partition('[')[0]} {parameters(item)}"
+    facts = facts_of(item)
+    return f"{facts['test']} {facts['params']}"
 
 
-def parameters(item: pytest.Function) -> str:
+def parameters(item: Any) -> str:
     """The test's own parameters as ``name=value``, the point of the axes left out."""
-    callspec = getattr(item, "callspec", None)
-    if not callspec:
-        return ""
-    pairs = callspec.params.items()
-    return ",".join(f"{key}={shorten(value, callspec.indices[key])}" for key, value in pairs if key != "case")
+    pairs, indices = item.callspec.params.items(), item.callspec.indices
+    return ",".join(f"{key}={shorten(value, indices[key])}" for key, value in pairs if key != "case")
+
+
+def arguments(seed: int, given: Mapping[str, Any]) -> list[str]:
+    """The options by which pytest calls a case with these values, beside the case's id."""
+    return ["--seed", str(seed)] + (["--given", json.dumps(given)] if given else [])
 
 
 def shorten(value: Any, index: int) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch_conformance import outcomes, results, sources, surface
 from torch_conformance.axes import LAYOUTS, VIAS
 from torch_conformance.collecting import is_whole
-from torch_conformance.items import CASE, FOUND, claims_of, facts_of
+from torch_conformance.items import CASE, FOUND, arguments, claims_of, facts_of
 from torch_conformance.outcomes import Outcome
 from torch_conformance.scorecard import Tally
 from torch_conformance.settings import REPEATABLE, Settings
@@ -133,7 +133,7 @@ class Reporting:
         chosen = self.config.option
         here = str(self.config.cwd_relative_nodeid(nodeid))
         words: list[str] = [sys.executable, "-m", "pytest", here]
-        words += found.arguments() if found else ["--seed", str(chosen.seed)]
+        words += arguments(found.seed, found.given) if found else arguments(chosen.seed, self.settings.given)
         for name in REPEATABLE:
             for value in getattr(chosen, name):
                 words += [f"--{name}", str(value)]

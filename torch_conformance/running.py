@@ -12,10 +12,8 @@ import torch
 
 from torch_conformance import switches
 from torch_conformance.case import Case, Unsupported
-from torch_conformance.items import CASE, CASES, FOUND, claims_of, is_plain, seed_name
+from torch_conformance.items import CASE, CASES, ENDS_THE_RUN, FOUND, arguments, claims_of, is_plain, seed_name
 from torch_conformance.settings import Settings
-
-ENDS_THE_RUN = (pytest.exit.Exception, KeyboardInterrupt)
 
 
 class Running:
@@ -67,7 +65,7 @@ class Running:
         if found := explorer.explore(cases, attempt, examples=examples, seed=self.settings.seed):
             item.stash[FOUND] = found
             self.call(found.item, found.seed, found.given)
-            raise AssertionError(f"failed once and not again: {shlex.join(found.arguments())}")
+            raise AssertionError(f"failed once and not again: {shlex.join(arguments(found.seed, found.given))}")
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if claims_of(item):
