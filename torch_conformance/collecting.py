@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torch_conformance.axes import Axes, executes_a_subject
-from torch_conformance.items import CASES, claims_of, facts_of, is_empty, is_plain
+from torch_conformance.items import CASES, claims_of, facts_of, is_empty, is_plain, test_of
 from torch_conformance.settings import Settings
 
 
@@ -66,16 +66,17 @@ class Collecting:
         """One case stands for all of a test but those of listed deviations; without dtypes there is no numeric law."""
         cases: dict[Any, list[pytest.Item]] = {}
         for item in items:
+            if item in unwanted or self.settings.deviation_of(claims_of(item), facts_of(item)):
+                continue
             mark = item.get_closest_marker("axes")
-            known = self.settings.deviation_of(claims_of(item), facts_of(item)) if item not in unwanted else None
-            if item not in unwanted and mark and "dtype" in mark.kwargs and is_plain(item) and not known:
-                cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+            if mark and "dtype" in mark.kwargs and is_plain(item):
+                cases.setdefault(test_of(item), []).append(item)
         for first, *others in cases.values():
             first.stash[CASES] = [first, *others]
         unwanted.update(set(items) - {first for first, *_ in cases.values()})
 
     def require_known_claims(self, item: pytest.Item) -> None:
-        place = item.nodeid.partition("[")[0]
+        place = test_of(item)
         if not claims_of(item):
             raise pytest.UsageError(f'{place} asserts no claim: mark it @claim("chapter.topic.detail")')
         if "case" not in getattr(item, "fixturenames", ()):

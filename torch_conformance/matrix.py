@@ -284,7 +284,7 @@ def conclude(trials: list[Trial], options: argparse.Namespace, baseline: Trial) 
                 killers[name].append(trial.mutant)
     whole = not options.pattern
     bare = [name for name in in_force if not killers[name]] if whole else []
-    unknown = sorted({name for trial in trials for name in trial.claims if name not in listed})
+    unknown = sorted(named - listed.keys())
     failed = [trial for trial in trials if trial.status not in ("killed", "elsewhere")]
     for line in summary(trials, killers, in_force if whole else list(killers)):
         print(line)

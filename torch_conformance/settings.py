@@ -59,11 +59,21 @@ class Settings:
         """The claims that speak of the installed torch."""
         return {name for name, claim in self.claims.items() if claim.covers(torch.__version__)}
 
+    @functools.cached_property
+    def deviations_by_claim(self) -> dict[str, list[Deviation]]:
+        found: dict[str, list[Deviation]] = {}
+        for entry in self.deviations:
+            found.setdefault(entry.claim, []).append(entry)
+        return found
+
     def deviation_of(self, names: list[str], facts: dict[str, str]) -> Deviation | None:
         """The listed deviation that speaks of this case, if any."""
+        entries = [entry for name in names for entry in self.deviations_by_claim.get(name, ())]
+        if not entries:
+            return None
         known_as = next((p.known_as for p in self.profiles if p.name == facts["device"]), [facts["device"]])
         every = [{**facts, "device": device} for device in known_as]
-        return next((entry for entry in self.deviations if any(entry.matches(names, f) for f in every)), None)
+        return next((entry for entry in entries if any(entry.matches(f) for f in every)), None)
 
     def header(self) -> dict[str, Any]:
         """The provenance of the run, as the first line of a result file holds it."""
