@@ -65,9 +65,9 @@ class Case:
 
     def module(self, cls: Callable[..., M], *args: Any, **kwargs: Any) -> M:
         """The layer in the case's dtype on its device, executed by its via, parameters and buffers randomised."""
+        if isinstance(cls, type) and issubclass(cls, nn.modules.lazy.LazyModuleMixin):
+            kwargs["device"] = self.device  # to move what is not there yet is a promise of its own
         layer = self.replace(cls)(*args, **kwargs)
-        if isinstance(layer, nn.modules.lazy.LazyModuleMixin):  # to be moved is a promise of its own
-            layer = self.replace(cls)(*args, **kwargs, device=self.device)
         layer = layer.to(device=self.device, dtype=self.dtype)
         self.randomise(layer)
         return vias.module(layer, self)  # type: ignore[no-any-return]
