@@ -30,6 +30,8 @@ def house(pytester):
         extra = []
         if deviations is not None:
             extra = ["--deviations", str(pytester.makefile(".toml", deviations=deviations))]
-        return pytester.runpytest_inprocess("-p", "torch_conformance.plugin", "-p", "no:randomly", *extra, *arguments)
+        return pytester.runpytest_inprocess(
+            "-p", "torch_conformance.plugin", "-p", "no:randomly", "-p", "no:hypothesispytest", *extra, *arguments
+        )
 
     return run
