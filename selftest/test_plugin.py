@@ -109,7 +109,7 @@ EXPLORED = """
 
 def test_exploring_finds_and_shrinks_what_lies_between_the_cases(house, pytester):
     pytest.importorskip("hypothesis")
-    result = house(EXPLORED, "--explore", "200")
+    result = house(EXPLORED, "--explore", "50")
     result.assert_outcomes(failed=1, deselected=5)
     assert '{"size": 37}' in shlex.split(rerun_of(result))
     assert "wrong between the listed sizes" in paste(rerun_of(result), pytester.path).stdout
