@@ -27,6 +27,8 @@ def test_an_entry_is_read(tmp_path):
     [
         (ENTRY.replace("what", "waht"), "unknown keys waht"),
         (ENTRY.replace('since = "2.0"\n', ""), "lacks since"),
+        (ENTRY + "excuses = true\n", "needs url"),
+        (ENTRY + 'url = "https://example.org"\nexcuses = "yes"\n', "excuses must be true"),
         (ENTRY.replace("2.0", "two"), "two"),
         (ENTRY + 'example = "1 +"\n', "invalid syntax"),
         ("a = 1", "write it as a table"),

@@ -152,7 +152,9 @@ def test_a_claim_that_does_not_speak_of_the_new_torch_is_no_regression(compared)
     assert "<2.13" in str(found.reason)
 
 
-ANNOUNCED = Change("zero", ("dropout.eval.*",), since="2.12", what="Eval copies.", url="https://example.org")
+PLACE = {"url": "https://example.org"}
+EXCUSED = PLACE | {"excuses": True}
+ANNOUNCED = Change("zero", ("dropout.eval.*",), since="2.12", what="Eval copies.", **EXCUSED)
 
 
 @pytest.mark.parametrize(
@@ -161,15 +163,23 @@ ANNOUNCED = Change("zero", ("dropout.eval.*",), since="2.12", what="Eval copies.
         (ANNOUNCED, "2.13.0", False),
         (ANNOUNCED, "2.11.1", True),
         (Change("zero", ("dropout.eval.*",), since="2.12", what="Eval copies."), "2.13.0", True),
-        (Change("zero", ("dropout.train.*",), "2.12", "Other.", url="https://example.org"), "2.13.0", True),
-        (Change("zero", ("*",), "2.9", "Long ago.", url="https://example.org"), "2.13.0", True),
-        (Change("zero", ("*",), "2.9", "Back.", until="2.12", url="https://example.org"), "2.13.0", False),
+        (Change("zero", ("dropout.eval.*",), "2.12", "An argument more.", **PLACE), "2.13.0", True),
+        (Change("zero", ("dropout.train.*",), "2.12", "Other.", **EXCUSED), "2.13.0", True),
+        (Change("zero", ("*",), "2.9", "Long ago.", **EXCUSED), "2.13.0", True),
+        (Change("zero", ("*",), "2.9", "Back.", until="2.12", **EXCUSED), "2.13.0", False),
     ],
 )
-def test_only_a_change_announced_between_the_versions_excuses(compared, change, torch, worse):
+def test_only_a_change_that_says_so_between_the_versions_excuses(compared, change, torch, worse):
     comparison = compared([record()], [record(outcome="violated")], [change], new_facts={"torch": torch})
     found = next(d for d in comparison.differences if d.kind == "regressed")
     assert found.worse is worse
+
+
+def test_a_change_that_excuses_is_found_behind_one_that_does_not(compared):
+    listed = [Change("more", ("dropout.eval.*",), "2.12", "An argument more.", **PLACE), ANNOUNCED]
+    comparison = compared([record()], [record(outcome="violated")], listed)
+    found = next(d for d in comparison.differences if d.kind == "regressed")
+    assert (found.change, found.worse) == (ANNOUNCED, False)
 
 
 def test_an_example_is_told_as_both_sides_measured_it(compared):

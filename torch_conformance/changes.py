@@ -18,7 +18,7 @@ from torch_conformance.claims import tomllib
 from torch_conformance.errors import UsageError
 
 CHANGES = Path(__file__).resolve().parent.parent / "specs" / "changes.toml"
-KEYS = {"claims", "since", "until", "also", "what", "url", "example"}
+KEYS = {"claims", "since", "until", "also", "what", "url", "excuses", "example"}
 
 
 class ChangeError(UsageError):
@@ -30,8 +30,8 @@ class Change:
     """Something that torch does otherwise since a release.
 
     ``until`` is the release in which the old behaviour came back, ``also`` names releases in which what the example
-    shows moves for other reasons (a name appears, a message is reworded). Without ``url`` the change is known by
-    measurement only: it is shown beside what it explains, but excuses nothing.
+    shows moves for other reasons (a name appears, a message is reworded). A change is shown beside what it
+    concerns; it excuses a violation only with ``excuses``, which needs ``url``, where it is announced.
     """
 
     id: str
@@ -40,6 +40,7 @@ class Change:
     what: str
     until: str | None = None
     url: str | None = None
+    excuses: bool = False
     example: str | None = None
     also: tuple[str, ...] = ()
 
@@ -89,6 +90,8 @@ def parse(path: Path, name: str, entry: Any) -> Change:
         raise refuse(f"has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")
     if missing := sorted({"claims", "since", "what"} - set(entry)):
         raise refuse(f"lacks {missing[0]}")
+    if entry.get("excuses") not in (None, True) or (entry.get("excuses") and not entry.get("url")):
+        raise refuse("excuses must be true, and needs url: where the change is announced")
     try:
         for version in (entry["since"], entry.get("until", "0"), *entry.get("also", [])):
             Version(version)

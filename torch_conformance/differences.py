@@ -272,11 +272,12 @@ class Judge:
 
     def excuse(self, kind: str, claim: str) -> tuple[Change | None, str | None]:
         """The change that explains the difference, and why it is no regression, if it is none."""
-        change = next((change for change in self.between if change.speaks_of(claim)), None)
+        concerned = sorted((c for c in self.between if c.speaks_of(claim)), key=lambda c: not c.excuses)
+        change = concerned[0] if concerned else None
         known = self.claims.get(claim)
         if kind == "newly-unsupported" and known and not known.covers(self.torch):
             return change, f"the claim speaks of torch {known.torch} only"
-        return change, "announced" if change and change.url else None
+        return change, "announced" if change and change.excuses else None
 
     def says(self, claim: str) -> str | None:
         return self.claims[claim].says if claim in self.claims else None
