@@ -467,6 +467,57 @@ def multi_grad_without_none(patch):
     patch.wrap(torch.autograd.graph, "register_multi_grad_hook", wrapped)
 
 
+def every_step(patch, old, new):
+    """Change the wrapper around every optimiser's step, which each class got when its first instance was made."""
+    original = torch.optim.Optimizer.profile_hook_step
+    patch.source(original, old, new)
+    for cls in {torch.optim.SGD, torch.optim.Adam}:
+        patch.set(cls, "step", torch.optim.Optimizer.profile_hook_step(getattr(cls.step, "__wrapped__", cls.step)))
+        cls.step.hooked = True
+
+
+@mutant("hooks.optimizer.step-hooks")
+def hook_arguments_are_dropped(patch):
+    """Calls the step with the arguments it was called with, whatever a hook returned."""
+    every_step(patch, "args, kwargs = result", "result = None")
+
+
+@mutant("hooks.optimizer.step-hooks")
+def hooks_return_anything(patch):
+    """Takes no notice of a result that is no pair."""
+    every_step(patch, "raise RuntimeError(", "str(")
+
+
+@mutant("hooks.optimizer.global-step-hooks")
+def global_hooks_after_are_forgotten(patch):
+    """Runs the hooks of all optimisers before the step only."""
+    every_step(patch, "_global_optimizer_post_hooks.values(),", "*(),")
+
+
+@mutant("hooks.optimizer.state-dict-hooks")
+def prepended_hooks_are_appended(patch):
+    """Ignores prepend."""
+    patch.source(torch.optim.Optimizer.register_state_dict_pre_hook, "if prepend", "if False")
+
+
+@mutant("hooks.optimizer.state-dict-hooks")
+def loading_hooks_are_prepended(patch):
+    """Puts every hook first unless told otherwise."""
+    patch.set(torch.optim.Optimizer.register_load_state_dict_post_hook, "__defaults__", (True,))
+
+
+@mutant("hooks.optimizer.state-dict-hooks")
+def hook_results_are_dropped(patch):
+    """Saves the dict that was made, whatever a hook returned."""
+    patch.source(torch.optim.Optimizer.state_dict, "state_dict = hook_result", "pass")
+
+
+@mutant("hooks.optimizer.state-dict-hooks")
+def loading_hooks_get_the_users_dict(patch):
+    """Hands the hooks the user's own dict instead of a copy."""
+    patch.source(torch.optim.Optimizer.load_state_dict, "state_dict = state_dict.copy()", "pass")
+
+
 @mutant("hooks.optimizer.step-hooks")
 def post_hooks_before_the_step(patch):
     """Runs all step hooks before the step."""

@@ -784,12 +784,6 @@ def parameters_only(patch):
     )
 
 
-@mutant("optim.step.hooks")
-def hooks_are_forgotten(patch):
-    """Never calls the hooks."""
-    patch.set(Optimizer, "register_step_pre_hook", lambda self, hook: torch.utils.hooks.RemovableHandle({}))
-
-
 @mutant("optim.step.empty")
 def empty_step_raises(patch):
     """Reaches for the first gradient without looking whether there is any."""
@@ -1162,57 +1156,6 @@ def adagrad_forgets_the_state_of_later_groups(patch):
 # -- hooks, formats and swaps ------------------------------------------------------------------------------------------
 
 PARTS = {"sgd": sgd, "adam": adam, "adadelta": adadelta, "adagrad": adagrad, "rmsprop": rmsprop, "rprop": rprop}
-
-
-def every_step(patch, old, new):
-    """Change the wrapper around every optimiser's step, which each class got when its first instance was made."""
-    original = Optimizer.profile_hook_step
-    patch.source(original, old, new)
-    for cls in {torch.optim.SGD, torch.optim.Adam}:
-        patch.set(cls, "step", Optimizer.profile_hook_step(getattr(cls.step, "__wrapped__", cls.step)))
-        cls.step.hooked = True
-
-
-@mutant("optim.hooks.arguments")
-def hook_arguments_are_dropped(patch):
-    """Calls the step with the arguments it was called with, whatever a hook returned."""
-    every_step(patch, "args, kwargs = result", "result = None")
-
-
-@mutant("optim.hooks.arguments")
-def hooks_return_anything(patch):
-    """Takes no notice of a result that is no pair."""
-    every_step(patch, "raise RuntimeError(", "str(")
-
-
-@mutant("optim.hooks.global")
-def global_hooks_after_are_forgotten(patch):
-    """Runs the hooks of all optimisers before the step only."""
-    every_step(patch, "_global_optimizer_post_hooks.values(),", "*(),")
-
-
-@mutant("optim.hooks.state")
-def prepended_hooks_are_appended(patch):
-    """Ignores prepend."""
-    patch.source(Optimizer.register_state_dict_pre_hook, "if prepend", "if False")
-
-
-@mutant("optim.hooks.state")
-def loading_hooks_are_prepended(patch):
-    """Puts every hook first unless told otherwise."""
-    patch.set(Optimizer.register_load_state_dict_post_hook, "__defaults__", (True,))
-
-
-@mutant("optim.hooks.state-replaced")
-def hook_results_are_dropped(patch):
-    """Saves the dict that was made, whatever a hook returned."""
-    patch.source(Optimizer.state_dict, "state_dict = hook_result", "pass")
-
-
-@mutant("optim.hooks.state-replaced")
-def loading_hooks_get_the_users_dict(patch):
-    """Hands the hooks the user's own dict instead of a copy."""
-    patch.source(Optimizer.load_state_dict, "state_dict = state_dict.copy()", "pass")
 
 
 @mutant("optim.state.older-formats")

@@ -730,23 +730,29 @@ def test_step_hooks_surround_the_step(case):
 
 
 @claim("hooks.optimizer.step-hooks")
-def test_step_pre_hooks_replace_the_arguments(case):
-    _, optimizer = optimizer_of(case)
-    handle = optimizer.register_step_pre_hook(lambda o, args, kwargs: (args, {"closure": lambda: 7.0}))
-    assert optimizer.step() == 7.0
-    handle.remove()
-    assert optimizer.step() is None
-    optimizer.register_step_pre_hook(lambda o, args, kwargs: 5)
-    with case.raises(RuntimeError, "must return None or a tuple"):
-        optimizer.step()
+def test_step_hooks_get_the_arguments_and_may_change_them(case):
+    (_, optimizer), seen = optimizer_of(case), []
+    optimizer.register_step_post_hook(lambda *given: seen.append(given))
+    first = optimizer.register_step_pre_hook(lambda *given: seen.append(given))
+    optimizer.step(closure=None)
+    assert seen == [(optimizer, (optimizer,), {"closure": None})] * 2
+    first.remove()
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: ((*args, lambda: 7), {}))
+    assert optimizer.step() == 7
+    assert len(seen[-1][1]) == 2
+    for wrong in (7, (1, 2, 3)):
+        with (
+            optimizer.register_step_pre_hook(lambda *_, wrong=wrong: wrong),
+            case.raises(RuntimeError, "must return None or a tuple"),
+        ):
+            optimizer.step()
 
 
 @claim("hooks.optimizer.global-step-hooks")
-def test_step_hooks_for_all_optimizers(case):
-    _, first = optimizer_of(case)
-    _, second = optimizer_of(case)
+def test_hooks_of_all_optimizers_enclose_those_of_one(case):
+    (_, first), (_, second) = optimizer_of(case), optimizer_of(case)
     order, file = [], importlib.import_module("torch.optim.optimizer")
-    for kind in ("pre", "post"):
+    for kind in ("post", "pre"):
         getattr(first, f"register_step_{kind}_hook")(lambda *_, kind=kind: order.append(kind))
     before = file.register_optimizer_step_pre_hook(lambda o, *_: order.append(("before", o)))
     after = file.register_optimizer_step_post_hook(lambda o, *_: order.append(("after", o)))
@@ -754,38 +760,54 @@ def test_step_hooks_for_all_optimizers(case):
         first.step()
         second.step()
     first.step()
-    assert order[:2] == [("before", first), "pre"]
-    assert sorted(map(str, order[2:4])) == sorted(map(str, ["post", ("after", first)]))
+    assert order[:4] == [("before", first), "pre", "post", ("after", first)]
     assert order[4:] == [("before", second), ("after", second), "pre", "post"]
 
 
 @claim("hooks.optimizer.state-dict-hooks")
-def test_state_dict_hooks_of_optimizers(case):
-    _, optimizer = optimizer_of(case)
-    order = []
-    optimizer.register_state_dict_pre_hook(lambda o: order.append(("before", o)))
-    optimizer.register_state_dict_post_hook(lambda o, state: order.append("after") or {**state, "note": 1})
-    state = optimizer.state_dict()
-    assert order == [("before", optimizer), "after"]
-    assert state["note"] == 1
-    assert state["param_groups"][0]["lr"] == 0.5
+@pytest.mark.parametrize("kind", ["state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"])
+def test_state_dict_hooks_of_optimizers_run_in_order_until_removed(case, kind):
+    (_, optimizer), seen = optimizer_of(case), []
+    saved = optimizer.state_dict()
+    register = getattr(optimizer, f"register_{kind}_hook")
+    handles = [
+        register(lambda *given: seen.append((1, *given))),
+        register(lambda *given: seen.append((2, *given))),
+        register(lambda *given: seen.append((0, *given)), prepend=True),
+        register(lambda *given: seen.append((3, *given)), prepend=False),
+    ]
+
+    def run():
+        optimizer.load_state_dict(saved) if kind.startswith("load") else optimizer.state_dict()
+
+    run()
+    assert [each[0] for each in seen] == [0, 1, 2, 3]
+    for _, *given in seen:
+        assert given == ([optimizer] if kind in ("state_dict_pre", "load_state_dict_post") else [optimizer, saved])
+    for handle in handles:
+        handle.remove()
+    run()
+    assert len(seen) == 4
 
 
 @claim("hooks.optimizer.state-dict-hooks")
-def test_load_hooks_of_optimizers(case):
-    _, optimizer = optimizer_of(case)
-    order, given = [], optimizer.state_dict()
+def test_hooks_may_replace_what_is_saved_and_what_is_loaded(case):
+    (_, optimizer), order = optimizer_of(case), []
+    plain, mine = optimizer.state_dict(), {"mine": True}
+    optimizer.register_state_dict_post_hook(lambda *_: mine)
+    assert optimizer.state_dict() is mine
 
-    def faster(o, state):
-        order.append(("before", o))
-        group = {**state["param_groups"][0], "lr": 0.25}
-        return {**state, "param_groups": [group]}
+    def slower(optimizer, state):
+        assert state is not mine
+        state.clear()  # a shallow copy: the user's dict stays
+        return {**plain, "param_groups": [{**plain["param_groups"][0], "lr": 0.25}]}
 
-    optimizer.register_load_state_dict_pre_hook(faster)
-    optimizer.register_load_state_dict_post_hook(lambda o: order.append(("after", o.param_groups[0]["lr"])))
-    optimizer.load_state_dict(given)
-    assert order == [("before", optimizer), ("after", 0.25)]
-    assert given["param_groups"][0]["lr"] == 0.5
+    optimizer.register_load_state_dict_pre_hook(slower)
+    optimizer.register_load_state_dict_post_hook(lambda o: order.append(o.param_groups[0]["lr"]))
+    optimizer.load_state_dict(mine)
+    assert order == [0.25]
+    assert mine == {"mine": True}
+    assert plain["param_groups"][0]["lr"] == 0.5
 
 
 # -- Registration --------------------------------------------------------------------------------------------------

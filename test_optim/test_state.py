@@ -106,24 +106,6 @@ def test_any_leaf_tensor_can_be_optimised(case):
         optimizer.step()
 
 
-@claim("optim.step.hooks")
-def test_step_hooks_run_before_and_after(case):
-    parameters, seen = parameters_of(case, [(3,)]), []
-    optimizer = build(case, "SGD", parameters, lr=0.5)
-    before = flat(parameters)
-    handles = [
-        optimizer.register_step_pre_hook(lambda *_: seen.append(torch.equal(flat(parameters), before))),
-        optimizer.register_step_post_hook(lambda *_: seen.append(torch.equal(flat(parameters), before))),
-    ]
-    give_gradients(case, parameters)
-    optimizer.step()
-    assert seen == [True, False]
-    for handle in handles:
-        handle.remove()
-    optimizer.step()
-    assert len(seen) == 2
-
-
 @claim("optim.step.empty")
 @every
 def test_a_step_without_any_gradient_does_nothing(case, name, path):

@@ -1,4 +1,4 @@
-"""What may be put around an optimiser: hooks of a step and of its state, states of older releases, pickles, swaps."""
+"""What else is said of an optimiser: states of older releases, pickles, groups, ranges of options, functions, swaps."""
 
 import copy
 import importlib
@@ -31,96 +31,6 @@ names = pytest.mark.parametrize("name", ALL)
 
 def paths_of(name):
     return [path for path in PATHS if path != "fused" or name in FUSED_ON_CPU]
-
-
-# -- hooks -------------------------------------------------------------------------------------------------------------
-
-
-@claim("optim.hooks.arguments")
-def test_step_hooks_get_the_arguments_and_may_change_them(case):
-    parameters, seen = parameters_of(case, [(3,)]), []
-    optimizer = build(case, "SGD", parameters, lr=0.5)
-    optimizer.register_step_post_hook(lambda *given: seen.append(given))
-    first = optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append((o, args, kwargs)))
-    optimizer.step(closure=None)
-    assert seen == [(optimizer, (optimizer,), {"closure": None})] * 2
-    first.remove()
-    optimizer.register_step_pre_hook(lambda o, args, kwargs: ((*args, lambda: 7), {}))
-    assert optimizer.step() == 7
-    assert len(seen[-1][1]) == 2
-    for wrong in (7, (1, 2, 3)):
-        handle = optimizer.register_step_pre_hook(lambda *_, wrong=wrong: wrong)
-        with case.raises(RuntimeError, "must return None or a tuple"):
-            optimizer.step()
-        handle.remove()
-
-
-@claim("optim.hooks.global")
-def test_hooks_of_all_optimizers_enclose_those_of_one(case):
-    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-    seen = []
-    handles = [
-        register_optimizer_step_pre_hook(lambda *_: seen.append("all before")),
-        register_optimizer_step_post_hook(lambda *_: seen.append("all after")),
-    ]
-    try:
-        optimizer = build(case, "SGD", parameters_of(case, [(3,)]), lr=0.5)
-        optimizer.register_step_post_hook(lambda *_: seen.append("after"))
-        optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
-        optimizer.step()
-        assert seen == ["all before", "before", "after", "all after"]
-    finally:
-        for handle in handles:
-            handle.remove()
-    optimizer.step()
-    assert seen[4:] == ["before", "after"]
-
-
-@claim("optim.hooks.state")
-@pytest.mark.parametrize("kind", ["state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"])
-def test_hooks_of_the_state_run_in_order_until_removed(case, kind):
-    optimizer, seen = build(case, "SGD", parameters_of(case, [(3,)]), lr=0.5), []
-    saved = optimizer.state_dict()
-    register = getattr(optimizer, f"register_{kind}_hook")
-    handles = [
-        register(lambda *given: seen.append((1, *given))),
-        register(lambda *given: seen.append((2, *given))),
-        register(lambda *given: seen.append((0, *given)), prepend=True),
-        register(lambda *given: seen.append((3, *given)), prepend=False),
-    ]
-
-    def run():
-        optimizer.load_state_dict(saved) if kind.startswith("load") else optimizer.state_dict()
-
-    run()
-    assert [each[0] for each in seen] == [0, 1, 2, 3]
-    for _, *given in seen:
-        assert given == ([optimizer] if kind in ("state_dict_pre", "load_state_dict_post") else [optimizer, saved])
-    for handle in handles:
-        handle.remove()
-    run()
-    assert len(seen) == 4
-
-
-@claim("optim.hooks.state-replaced")
-def test_hooks_may_replace_what_is_saved_and_what_is_loaded(case):
-    optimizer = build(case, "SGD", parameters_of(case, [(3,)]), lr=0.5)
-    plain, mine = optimizer.state_dict(), {"mine": True}
-    optimizer.register_state_dict_post_hook(lambda *_: mine)
-    assert optimizer.state_dict() is mine
-    halved = copy.deepcopy(plain)
-    halved["param_groups"][0]["lr"] = 0.25
-
-    def edit(optimizer, state):
-        assert state is not mine
-        state.clear()  # a shallow copy: the user's dict stays
-        return halved
-
-    optimizer.register_load_state_dict_pre_hook(edit)
-    optimizer.load_state_dict(mine)
-    assert optimizer.param_groups[0]["lr"] == 0.25
-    assert mine == {"mine": True}
 
 
 # -- states of other releases and other places -------------------------------------------------------------------------
