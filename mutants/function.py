@@ -407,3 +407,9 @@ def one_of_two_rules_is_chosen(patch):
     patch.source(
         autograd_function.custom_function_call_vmap, "if has_overridden_vmap_rule(autograd_function):", "if False:"
     )
+
+
+@mutant("function.forward.nested")
+def nested_outputs_lose_their_structure(patch):
+    """Returns what the engine returned, in a row."""
+    patch.set(function, "_unflatten", lambda flat, proto: flat)

@@ -333,3 +333,29 @@ def decorated_function_restores_nothing(patch):
 def decorated_with_the_default_mode(patch):
     """Makes the copy for each call without the mode."""
     patch.source(grad_mode.inference_mode.clone, "self.__class__(self.mode)", "self.__class__()")
+
+
+@mutant("gradmode.context.reusable")
+def inference_mode_ends_with_its_object(patch):
+    """Leaves the mode to the destructor of the guard, which lives as long as the context object."""
+    patch.set(torch.inference_mode, "__exit__", lambda self, *_: None)
+
+
+@mutant("gradmode.switches.act-and-restore")
+def switches_stay(patch):
+    """Forgets to give back what was before."""
+    for name in ("set_multithreading_enabled", "_force_original_view_tracking", "enforce_grad_layout_policy"):
+        if switch := getattr(grad_mode, name, None):
+            patch.set(switch, "__exit__", lambda self, *_: None)
+
+
+@mutant("gradmode.switches.grad-layout")
+def layout_policy_cannot_be_lifted(patch):
+    """Takes the flag and enforces the policy all the same."""
+    patch.source(grad_mode.enforce_grad_layout_policy.__init__, "_enforcement_enabled(enable)", "_enforcement_enabled(True)")
+
+
+@mutant("gradmode.switches.versions-preserved")
+def versions_are_not_put_back(patch):
+    """Remembers the versions and leaves them as they have become."""
+    patch.set(grad_mode._unsafe_preserve_version_counter, "__exit__", lambda self, *_: None)

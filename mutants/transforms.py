@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 try:
-    from torch._functorch import eager_transforms, functional_call, vmap
+    from torch._functorch import apis, eager_transforms, functional_call, vmap
 except ImportError:  # before torch 2.0
-    eager_transforms = functional_call = vmap = None
+    apis = eager_transforms = functional_call = vmap = None
 
 from torch_conformance.mutation import NotApplicable, mutant
 
@@ -237,3 +237,11 @@ def jacfwd_forgets_what_comes_with_it(patch):
     """Returns the tangents in the place of the auxiliary output."""
     transform(patch, "jacfwd", lambda o, f, *a, has_aux=False, **k: (
         (lambda *x: o(f, *a, has_aux=True, **k)(*x)[::-1]) if has_aux else o(f, *a, **k)))  # fmt: skip
+
+
+@mutant("transforms.vmap.in-chunks")
+def chunks_are_cut_along_the_first_dimension(patch):
+    """Cuts every argument along dimension 0, wherever its entries lie."""
+    if apis is None:
+        raise NotApplicable("no torch.func")
+    patch.source(apis.chunk_vmap, "dim=in_dim", "dim=0")

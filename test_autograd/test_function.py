@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import Function, forward_ad
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import InplaceFunction, NestedIOFunction, once_differentiable
 
 from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
@@ -113,6 +113,62 @@ def test_several_outputs_have_a_gradient_each(case):
     assert double.grad_fn is triple.grad_fn
     (double * 5 + triple).sum().backward()
     case.same(x.grad, torch.full_like(x, 13))
+
+
+class Flat:
+    """The engine as NestedIOFunction knew it: tensors in a row go in and come out."""
+
+    def _do_forward(self, *tensors):
+        self.flat = tensors
+        return self.forward(*tensors)
+
+    def _do_backward(self, gradients, retain_variables):
+        return self.backward(*gradients)
+
+
+class Nested(NestedIOFunction, Flat):
+    def forward_extended(self, x, rest):
+        self.given = x, rest
+        self.save_for_backward(x, [rest[0]])
+        self.mark_dirty(x, also=[rest[0]])
+        self.mark_non_differentiable([x])
+        return [x, None, (rest[1], rest[0])]
+
+    def backward_extended(self, first, none, pair):
+        self.sent = first, none, pair
+        return [first, None], pair
+
+
+@claim("function.forward.nested")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nested_inputs_are_flat_for_the_engine_and_nested_for_the_rule(case):
+    nested, (x, y, z) = Nested(), (case.tensor(2, requires_grad=n == 0) for n in range(3))
+    first, none, pair = nested(x, [y, z, None])
+    assert [t is u for t, u in zip(nested.flat, (x, y, z), strict=True)] == [True] * 3
+    assert not nested.given[0].requires_grad  # the rule sees values alone
+    assert type(nested.given[1]) is list
+    assert nested.given[1][2] is None
+    assert (none, type(pair)) == (None, tuple)
+    for found, wanted in ((first, x), (pair[0], z), (pair[1], y)):
+        case.same(found, wanted.detach())
+    assert [t.data_ptr() for t in nested.to_save] == [x.data_ptr(), y.data_ptr()]
+    assert [t.data_ptr() for t in nested.dirty_tensors] == [x.data_ptr(), y.data_ptr()]
+    assert [t.data_ptr() for t in nested.non_differentiable] == [x.data_ptr()]
+    for retain in (True, False):
+        found = nested._do_backward((x, y, z), retain)
+        assert nested.sent[0] is x
+        assert nested.sent[1] is None
+        assert [t is u for t, u in zip(nested.sent[2], (y, z), strict=True)] == [True] * 2
+        assert [t is u for t, u in zip(found, (x, None, y, z), strict=True)] == [True] * 4
+        assert nested.retain_variables is retain
+        assert hasattr(nested, "_nested_output") == hasattr(nested, "_to_save_nested") == retain
+    with case.raises(ValueError, "process an input object of type"):
+        nested(x, "text")
+    empty = type("Empty", (NestedIOFunction,), {})()
+    for method in (empty.forward_extended, empty.backward_extended):
+        with case.raises(NotImplementedError, ""):
+            method(x)
+    assert (InplaceFunction().inplace, InplaceFunction(True).inplace) == (False, True)
 
 
 # -- ctx -------------------------------------------------------------------------------------------------------------

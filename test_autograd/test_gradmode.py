@@ -208,14 +208,16 @@ def test_contexts_nest(case):
 
 
 @claim("gradmode.context.reusable")
-@pytest.mark.parametrize("cls", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("cls", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_a_context_can_be_entered_again(case, cls):
     context = cls()
     for outside in (True, False):
         with torch.set_grad_enabled(outside):
             with context:
                 assert torch.is_grad_enabled() == (cls is torch.enable_grad)
+                assert torch.is_inference_mode_enabled() == (cls is torch.inference_mode)
             assert torch.is_grad_enabled() == outside
+            assert not torch.is_inference_mode_enabled()
 
 
 @claim("gradmode.context.entered-not-made")
@@ -495,3 +497,68 @@ def test_inference_mode_keeps_the_flags_of_its_inputs(case):
         layer(x)
     F.mse_loss(layer(x), case.tensor(4, 2)).backward()
     assert layer.weight.grad is not None
+
+
+# -- further switches of the engine ----------------------------------------------------------------------------------
+
+SWITCHES = {
+    "set_multithreading_enabled": "_is_multithreading_enabled",
+    "_force_original_view_tracking": "_is_view_replay_enabled",
+    "enforce_grad_layout_policy": "_is_grad_layout_enforcement_enabled",
+}
+
+
+@claim("gradmode.switches.act-and-restore")
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_act_at_once_and_give_back_what_was(case, name):
+    switch, state = getattr(torch.autograd.grad_mode, name, None), getattr(torch._C, SWITCHES[name], None)
+    if switch is None:
+        raise case.unsupported(f"torch {torch.__version__} has no {name}")
+    usual = state()
+    for mode in (not usual, usual):
+        held = switch(mode)
+        assert state() is mode, f"{name}({mode}) left {state()}"
+        with held, switch(usual):
+            assert state() is usual
+        assert state() is usual, f"after {name}({mode}) it is {state()}"
+        with held.clone():
+            assert state() is mode
+        assert state() is usual
+        if "__call__" in vars(switch):
+            decorated = switch(mode)(state)
+            assert state() is usual, f"decorating by {name}({mode}) left {state()}"
+            assert decorated() is mode
+            assert state() is usual
+
+
+@claim("gradmode.switches.grad-layout")
+def test_gradients_take_the_parameters_strides_unless_told_otherwise(case):
+    contiguous = case.tensor(4, 2, 3)
+
+    class Given(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x * 2)
+        backward = staticmethod(lambda ctx, g: contiguous.clone())
+
+    for options, strides in (((), (1, 12, 4)), ((True,), (1, 12, 4)), ((False,), (6, 3, 1))):
+        p = case.tensor(2, 3, 4).permute(2, 0, 1).requires_grad_()
+        with torch.autograd.enforce_grad_layout_policy(*options):
+            Given.apply(p).sum().backward()
+        case.same(p.grad, contiguous)
+        assert p.grad.stride() == strides, f"{options} gives {p.grad.stride()}"
+
+
+@claim("gradmode.switches.versions-preserved")
+def test_a_version_counter_is_put_back_on_request(case):
+    preserve, x = torch.autograd._unsafe_preserve_version_counter, case.tensor(3)
+    w = case.tensor(3, requires_grad=True)
+    y = w * x
+    x.add_(1), x.sub_(1)
+    with case.raises(RuntimeError, "modified by an inplace operation"):
+        y.sum().backward()
+    y, version, kept = w * x, x._version, x.clone()
+    with preserve(x):
+        x.zero_()
+        assert x._version > version
+    assert x._version == version
+    y.sum().backward()
+    case.same(w.grad, torch.zeros_like(kept))

@@ -147,6 +147,31 @@ def test_randomness_of_chunks(case, how):
     assert all(torch.equal(row, drawn[0]) == (how == "same") for row in drawn[1:])
 
 
+@claim("transforms.vmap.in-chunks")
+def test_chunks_map_as_the_whole_does(case):
+    chunked, x, sizes = torch._functorch.apis.chunk_vmap, case.tensor(3, 5), []
+
+    def entry(d, k, *, add=0.0):
+        sizes.append(torch._C._functorch.get_unwrapped(d["a"]).shape[1])
+        return d["a"] * k + add, d["a"].sum()
+
+    for options, seen in (({}, [3, 2]), ({"chunks": 1}, [5]), ({"chunks": 3}, [2, 2, 1])):
+        sizes.clear()
+        mapped = chunked(entry, in_dims=({"a": 1}, None), out_dims=(1, 0), **options)
+        product, total = mapped({"a": x}, 3.0, add=2.0)
+        case.same(product, x * 3 + 2)
+        case.same(total, func.vmap(torch.sum, in_dims=1)(x))
+        assert sizes == seen, f"{options}: chunks of {sizes}"
+    case.same(chunked(torch.neg)(x), -x)
+    for chunks in (1, 2):
+        rows = chunked(torch.rand_like, randomness="same", chunks=chunks)(x[:1].expand(2, 5))
+        assert torch.equal(rows[0], rows[1]) or chunks == 2
+        with case.raises(RuntimeError, "randomness"):
+            chunked(torch.rand_like, chunks=chunks)(x)
+        with case.raises(RuntimeError, "Only allowed values for randomness"):
+            chunked(torch.neg, randomness="some", chunks=chunks)
+
+
 @claim("transforms.vmap.batchnorm-buffers")
 def test_batchnorm_under_vmap(case):
     layer, x = case.module(nn.BatchNorm1d, 3), case.tensor(4, 5, 3)
