@@ -352,7 +352,8 @@ def switches_stay(patch):
 @mutant("gradmode.switches.grad-layout")
 def layout_policy_cannot_be_lifted(patch):
     """Takes the flag and enforces the policy all the same."""
-    patch.source(grad_mode.enforce_grad_layout_policy.__init__, "_enforcement_enabled(enable)", "_enforcement_enabled(True)")
+    made = grad_mode.enforce_grad_layout_policy.__init__
+    patch.source(made, "_enforcement_enabled(enable)", "_enforcement_enabled(True)")
 
 
 @mutant("gradmode.switches.versions-preserved")
