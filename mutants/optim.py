@@ -1315,3 +1315,25 @@ def lbfgs_searches_without_end(patch):
     """Takes more evaluations in the line search than it ever did."""
     patch.set(lbfgs._strong_wolfe, "__defaults__", (*lbfgs._strong_wolfe.__defaults__[:-1], 40))
     patch.source(lbfgs.LBFGS.step, "max_ls=max_eval - current_evals", "max_ls=40")
+
+
+@mutant("optim.options.capturable")
+def captured_adam_forgets_the_first_correction(patch):
+    """Divides by the second moment's correction alone where the counts are tensors."""
+    patch.source(adam._single_tensor_adam, "step_size = lr / bias_correction1", "step_size = step.new_full((), lr)")
+
+
+@mutant("optim.paths.chosen")
+def foreach_is_only_a_hint(patch):
+    """Chooses the implementation by the device, whatever was asked for."""
+    for module in (adadelta, adagrad, adam, adamax, asgd, nadam, radam, rmsprop, rprop, sgd):
+        name = module.__name__.rpartition(".")[2]
+        patch.set(module, f"_multi_tensor_{name}", getattr(module, f"_single_tensor_{name}"))
+
+
+@mutant("optim.options.gradient-of-options")
+def tensor_decay_is_a_number(patch):
+    """Takes the number out of a weight_decay that is a tensor."""
+    patch.source(
+        adam._single_tensor_adam, "addcmul_(param.clone(), weight_decay)", "add(param, alpha=weight_decay.item())"
+    )

@@ -2,10 +2,12 @@
 
 import functools
 import inspect
+import sys
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specs.reference import optim as reference
 from specs.reference.rounded import Rounded
@@ -31,7 +33,6 @@ from torch_conformance.marks import axes, claim
 
 names = pytest.mark.parametrize("name", ALL)
 fused = pytest.mark.parametrize("name", FUSED_ON_CPU)
-scaled = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])  # Adagrad's step hands no scale on
 
 
 @claim("optim.paths.low-precision")
@@ -141,7 +142,7 @@ def test_fused_excludes_foreach_and_differentiable(case, name):
 
 @claim("optim.paths.fused-loss-scaling")
 @axes(dtype=PRECISE)
-@scaled
+@fused
 def test_fused_unscales_by_the_scale_it_is_handed(case, name):
     parameters = parameters_of(case)
     optimizer = build(case, name, parameters, "fused", **USUAL[name])
@@ -161,7 +162,7 @@ def test_fused_unscales_by_the_scale_it_is_handed(case, name):
 
 
 @claim("optim.paths.fused-skips-overflow")
-@scaled
+@fused
 def test_fused_skips_a_step_whose_gradients_overflowed(case, name):
     """Skipped at the first step and later: parameters stay, and what follows is as if the step had not been."""
     parameters, law = parameters_of(case), law_of(case, name)
@@ -176,7 +177,7 @@ def test_fused_skips_a_step_whose_gradients_overflowed(case, name):
             optimizer.step()
             case.same(flat(parameters), old)
         else:
-            start = functools.partial(afresh, law) if first else law
+            start = functools.partial(afresh, law) if first and name != "Adagrad" else law
             follows(case, optimizer, parameters, start, USUAL[name])
 
 
@@ -310,6 +311,47 @@ def test_the_gradient_of_a_step_is_the_laws_derivative(case, name, before):
     case.close(found, fine, k=1, scale=error / eps(double))
 
 
+@claim("optim.options.gradient-of-options")
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_gradients_reach_options_that_are_tensors(case, name):
+    """Over two steps: the first from no state, the second from what it left; constants count as plain numbers do."""
+    law, double, start = law_of(case, name), torch.float64, case.tensor(33, dtype=torch.float64)
+    rules = {"lr": 0.25, "weight_decay": 0.2} | ({} if name == "SGD" else {"beta1": 0.6, "beta2": 0.8})
+    fixed = {} if name == "SGD" else {"eps": 0.1}
+    gradients = [case.tensor(33, dtype=double) for _ in range(2)]
+
+    def options(values):
+        return fixed | ({"betas": tuple(values[b] for b in ("beta1", "beta2"))} if "beta1" in values else {}) | {
+            key: value for key, value in values.items() if not key.startswith("beta")
+        }  # fmt: skip
+
+    def lawful(values):
+        p, state = Rounded(array(start)), {}
+        for g in gradients:
+            p, state = law(p, Rounded(array(g)), state, **options(values))
+        return p
+
+    for wanted in (True, False):
+        tensors = {key: torch.tensor(v, dtype=double, requires_grad=wanted) for key, v in rules.items()}
+        p = start.clone().requires_grad_() * 1
+        optimizer = build(case, name, [p], "loop", differentiable=True, **options(tensors))
+        for g in gradients:
+            p.grad = g.clone()
+            optimizer.step()
+        at = lawful(rules)
+        case.close(p, at.value, k=1, scale=at.error)
+        found = torch.autograd.grad(p.sum(), list(tensors.values())) if wanted else ()
+        for key, slope in zip(tensors, found, strict=False):
+            fine, coarse = (
+                (lawful(rules | {key: rules[key] + h}).value.sum() - lawful(rules | {key: rules[key] - h}).value.sum())
+                / (2 * h)
+                for h in (2.0**-13, 2.0**-12)
+            )
+            # a central difference of twice the width is four times as far off; rounding enters by 33 sums over h
+            error = abs(fine - coarse) + 2.0**13 * 33 * eps(double) * (1 + np.abs(at.value).max())
+            case.close(slope, fine, k=1, scale=error / eps(double))
+
+
 CAPTURABLE = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "RMSprop", "Rprop", "ASGD"]
 
 
@@ -324,3 +366,56 @@ def test_the_cpu_captures_nothing(case, name, path):
     give_gradients(case, parameters)
     with case.raises(AssertionError, "capturable"):
         optimizer.step()
+
+
+TURNED = {  # options that USUAL leaves as they are, or the other way round
+    "Adam": {"amsgrad": False, "maximize": True, "weight_decay": 0.0},
+    "AdamW": {"amsgrad": True, "maximize": False, "weight_decay": 0.0},
+    "NAdam": {"decoupled_weight_decay": True, "maximize": True},
+    "RAdam": {"decoupled_weight_decay": True, "maximize": True},
+    "RMSprop": {"centered": True, "maximize": True, "weight_decay": 0.0},
+    "Rprop": {"maximize": True},
+}
+
+
+@claim("optim.options.capturable")
+@loops
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_a_step_that_can_be_captured_goes_by_the_law(case, name, path, monkeypatch):
+    """The arithmetic of CUDA graphs runs on the CPU too, once the list of devices names it."""
+    listed = "_get_capturable_supported_devices"
+    modules = [module for key, module in sys.modules.items() if key.startswith("torch.optim.")]
+    for module in [module for module in modules if hasattr(module, listed)]:
+        monkeypatch.setattr(module, listed, lambda *_, **__: [case.device.type])
+    parameters, law = parameters_of(case, [(7,), (), (3, 11)]), law_of(case, name)
+    law = functools.partial(law, coarseness=1.0) if name == "RAdam" else law  # its powers are tensors too
+    for options in (USUAL[name], USUAL[name] | TURNED.get(name, {"weight_decay": 0.0, "maximize": True})):
+        optimizer = build(case, name, parameters, path, capturable=True, **options)
+        for _ in range(7 if name == "RAdam" and not options.get("maximize") else 2):
+            give_gradients(case, parameters)
+            follows(case, optimizer, parameters, law, options)
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@claim("optim.paths.chosen")
+@every
+def test_the_implementation_asked_for_is_the_one_that_runs(case, name, path):
+    parameters = parameters_of(case, [(3,), (4,)])
+    optimizer = build(case, name, parameters, path, **USUAL[name])
+    give_gradients(case, parameters)
+    with Recorder() as ran:
+        optimizer.step()
+    fused = any(each.startswith("_fused_") for each in ran.names)
+    foreach = any(each.startswith("_foreach_") and "lerp" not in each for each in ran.names)
+    assert (fused, foreach or fused) == {"loop": (False, False), "foreach": (False, True), "fused": (True, True)}[path]

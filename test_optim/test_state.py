@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import required
 
 from test_optim.stepping import (
     ALL,
@@ -222,6 +223,11 @@ def test_the_base_class_cannot_be_used_directly(case):
         torch.optim.Optimizer(parameters_of(case))
     with case.raises(NotImplementedError, ""):
         torch.optim.Optimizer(parameters_of(case), {}).step()
+    wanted = {"lr": required, "extra": 3}
+    with case.raises(ValueError, "required optimization parameter lr"):
+        torch.optim.Optimizer(parameters_of(case), wanted)
+    given = torch.optim.Optimizer([{"params": parameters_of(case), "lr": 0.5}], wanted)
+    assert (given.param_groups[0]["lr"], given.param_groups[0]["extra"]) == (0.5, 3)
 
 
 @claim("optim.groups.sets")
@@ -243,6 +249,10 @@ def test_names_are_kept_and_saved(case, name):
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
     with case.raises(ValueError, "with/without names"):
         build(case, name, [("weight", model.weight), model.bias], "fixed", lr=0.1)
+    one, other = [("weight", model.weight)], [model.bias]
+    for first, second, words in ((one, other, "without names"), (other, one, "with names")):
+        with case.raises(ValueError, f"cannot add param group {words}"):
+            build(case, name, [{"params": first}, {"params": second}], "fixed", lr=0.1)
 
 
 @claim("optim.groups.names-load-by-position")

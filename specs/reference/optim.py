@@ -94,18 +94,22 @@ def nadam(
 
 def radam(
     p, g, state, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, maximize=False,
-    decoupled_weight_decay=False,
+    decoupled_weight_decay=False, coarseness=0.0,
 ) -> Step:  # fmt: skip
-    """Liu et al. 2020: plain momentum until the second moment's variance is tractable (rho > 5), rectified after."""
+    """Liu et al. 2020: plain momentum until the second moment's variance is tractable (rho > 5), rectified after.
+
+    ``coarseness`` is the eps in which the powers of beta2 are reckoned, in units of the parameter's; 0 for exact ones.
+    """
     state = state or {"step": 0, **zeros(p, "exp_avg", "exp_avg_sq")}
     t, (b1, b2) = state["step"] + 1, betas
     g = gradient(p, g, weight_decay, maximize, decoupled_weight_decay)
     p = decayed(p, lr, weight_decay, decoupled_weight_decay)
     m, v = average(state["exp_avg"], g, b1), average(state["exp_avg_sq"], g * g, b2)
     last, corrected = 2 / (1 - b2) - 1, m / (1 - b1**t)
-    rho = last - 2 * t * b2**t / (1 - b2**t)
-    if rho > 5:
-        rectified = math.sqrt((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
+    power, root = (Rounded(b2**t, b2**t * coarseness), sqrt) if coarseness else (b2**t, math.sqrt)
+    rho = last - 2 * t * power / (1 - power)
+    if getattr(rho, "value", rho) > 5:
+        rectified = root((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
         corrected = corrected * (rectified * math.sqrt(1 - b2**t) / (sqrt(v) + eps))
     return p - corrected * lr, {"step": t, "exp_avg": m, "exp_avg_sq": v}
 
