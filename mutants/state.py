@@ -8,6 +8,7 @@ import textwrap
 
 import torch
 from torch import nn
+from torch import serialization as files
 
 from torch_conformance.mutation import NotApplicable, mutant
 
@@ -630,3 +631,89 @@ def legacy_views_forget_their_offset(patch):
 def conjugates_are_forgotten(patch):
     """Reads the numbers of a conjugate, and not that it is one."""
     patch.wrap(torch._utils, "set_tensor_metadata", lambda original, tensor, metadata: None)
+
+
+@mutant("state.file.older-records")
+def old_views_begin_at_the_start(patch):
+    """Forgets the offset of a view in the storage that it was saved with."""
+    patch.source(files._legacy_load, "offset_bytes : offset_bytes + view_size_bytes", "0:view_size_bytes")
+
+
+@mutant("state.file.changed-source")
+def changed_source_is_not_compared(patch):
+    """Loads a class whose code is another one without a word."""
+    patch.source(files._legacy_load, "original_source != current_source", "False")
+
+
+@mutant("state.file.older-archives")
+def old_archives_count_views_in_bytes(patch):
+    """Takes the offset of a view for one in bytes."""
+    patch.source(files._legacy_load, "offset_bytes = offset * element_size", "offset_bytes = offset")
+
+
+@mutant("state.file.absent-device")
+def absent_devices_become_the_cpu(patch):
+    """Falls back to the CPU without a word."""
+    patch.set(files, "_package_registry", [*files._package_registry, (99, lambda s: None, lambda s, place: s)])
+    for name in ("_deserialize", "_cuda_deserialize", "_validate_device", "validate_cuda_device"):
+        if hasattr(files, name):
+            patch.set(files, name, lambda *a: torch.device("cpu"))
+
+
+@mutant("state.file.byte-order")
+def marks_do_not_count(patch):
+    """Reads every file in the machine's own order."""
+    patch.set(torch.UntypedStorage, "byteswap", lambda self, dtype: None)
+
+
+@mutant("state.file.mapped-memory")
+def maps_are_shared(patch):
+    """Maps every file so that writes reach it."""
+    prefer(patch, files.load, ["get_default_mmap_options() == MAP_SHARED"], ["True"])
+
+
+@mutant("state.file.offsets")
+def offsets_forget_the_descriptor(patch):
+    """Takes the next record to begin where the bytes of the last one end."""
+    prefer(patch, files._load, ["current_offset += data_descripter_size32"], ["pass"])
+
+
+@mutant("state.file.skip-data")
+def skip_data_writes_the_bytes(patch):
+    """Writes what should only have room."""
+    patch.source(files._save, "if _serialization_tls.skip_data:", "if False:")
+
+
+@mutant("state.file.pickle-module")
+def options_of_the_pickle_are_dropped(patch):
+    """Unpickles in utf-8, whatever encoding was asked for."""
+    for load in (files._load, files._legacy_load):
+        patch.source(load, "unpickler = ", "pickle_load_args = {'encoding': 'utf-8'}; unpickler = ")
+
+
+@mutant("state.file.environment")
+def environment_lifts_what_was_asked_for(patch):
+    """Lets the variable override weights_only=True as well."""
+    prefer(patch, files.load, ["if weights_only_not_set:\n            warn"], ["if True:\n            warn"])
+
+
+@mutant("state.file.file-like")
+def files_are_read_from_their_beginning(patch):
+    """Rewinds before it reads."""
+    patch.wrap(files, "_should_read_directly", lambda o, f: o(f) and (f.seek(0) or True))
+
+
+@mutant("state.file.versions-of-modules")
+def versions_are_compared_as_text(patch):
+    """Finds 1.10 older than 1.2."""
+    patch.source(
+        files.check_module_version_greater_or_equal,
+        "module_version >= req_version_tuple",
+        "module.__version__ >= '.'.join(map(str, req_version_tuple))",
+    )
+
+
+@mutant("state.file.torchscript")
+def torchscript_counts_as_weights(patch):
+    """Runs a TorchScript archive although only weights were asked for."""
+    patch.set(files, "_is_torchscript_zip", lambda archive: False)

@@ -1,13 +1,22 @@
 """torch.save and torch.load: what comes back from a file."""
 
 import copy
+import gzip
+import inspect
 import io
 import mmap
 import pickle
+import struct
+import sys
+import tarfile
+import types
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -375,3 +384,367 @@ def train(model, optimizer, batches):
         optimizer.zero_grad()
         (model(x) - target).square().mean().backward()
         optimizer.step()
+
+
+# -- formats of older releases, and what a caller may choose ---------------------------------------------------------
+
+
+class Stored:
+    """Stands in a pickle for a storage that lies elsewhere in the file."""
+
+    def __init__(self, *address):
+        self.address = address
+
+
+class Rebuilt:
+    """Pickles as the call that makes a tensor of a storage."""
+
+    def __init__(self, stored, size, stride, offset=0):
+        self.call = torch._utils._rebuild_tensor_v2, (stored, offset, size, stride, False, OrderedDict())
+
+    def __reduce__(self):
+        return self.call
+
+
+class Addressing(pickle.Pickler):
+    def persistent_id(self, what):
+        return what.address if isinstance(what, Stored) else None
+
+
+def addressed(what):
+    file = io.BytesIO()
+    Addressing(file, protocol=2).dump(what)
+    return file.getvalue()
+
+
+def counted(values):
+    """A storage as files hold it: how many elements, then these."""
+    return struct.pack("<q", len(values)) + np.asarray(values, dtype="<f4").tobytes()
+
+
+def record(what, *storages, magic=0x1950A86A20F9469CFC6C, protocol=1001):
+    """A file of the releases before 1.6; each storage has a key and its values."""
+    parts = [pickle.dumps(each, protocol=2) for each in (magic, protocol, {"little_endian": True})]
+    keys = pickle.dumps([key for key, _ in storages], protocol=2)
+    return io.BytesIO(b"".join([*parts, addressed(what), keys, *(counted(values) for _, values in storages)]))
+
+
+def unrestricted(file, **options):
+    return torch.load(file, **options, **({"weights_only": False} if takes_weights_only() else {}))
+
+
+@claim("state.file.older-records")
+def test_records_of_older_releases_load(case):
+    values, kind = [1.0, 2.0, 3.0, 4.0, 5.0], torch.FloatStorage
+    whole = Rebuilt(Stored("storage", kind, "7", "cpu", 5, None), (2, 2), (2, 1), 1)
+    views = [Rebuilt(Stored("storage", kind, "7", "cpu", 5, ("8", 2, 3)), (3,), (1,)) for _ in range(2)]
+    tensor, part, again = unrestricted(record([whole, *views], ("7", values)))
+    case.same(tensor, torch.tensor([[2.0, 3.0], [4.0, 5.0]]))
+    case.same(part, torch.tensor([3.0, 4.0, 5.0]))
+    tensor[0, 1] = 9.0
+    assert part[0] == again[0] == 9.0
+    assert bytes_behind(part) == 12
+    for file, words in (
+        (record(1, magic=5), "Invalid magic number"),
+        (record(1, protocol=7), "Invalid protocol version: 7"),
+        (record(Rebuilt(Stored("storage", kind, "7", "nowhere", 5, None), (5,), (1,)), ("7", values)), "nowhere"),
+        (record(Stored("thing", 1)), "Unknown saved id type: thing"),
+    ):
+        with case.raises(RuntimeError, words):
+            unrestricted(file)
+
+
+class Changed(nn.Module):
+    """A module whose source is saved beside it."""
+
+
+@claim("state.file.changed-source")
+def test_a_module_whose_source_has_changed_is_loaded_with_a_warning(case):
+    source, now = inspect.getsourcefile(Changed), inspect.getsource(Changed)
+    warning = torch.serialization.SourceChangeWarning
+    for address, warns in ((("module", Changed, source, now), 0), (("module", Changed, source, "class Changed:"), 1),
+                           (("module", Changed, None, None), 0)):  # fmt: skip
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert unrestricted(record(Stored(*address))) is Changed
+        caught = [each for each in caught if each.category is warning]
+        assert len(caught) == warns, f"{address[2:]} warns {len(caught)} times"
+        assert all("source code of class" in str(each.message) for each in caught)
+    file = io.BytesIO()
+    torch.save(Changed(), file, _use_new_zipfile_serialization=False)
+    assert now.encode() in file.getvalue()
+
+
+@claim("state.file.older-archives")
+def test_archives_of_the_first_releases_load(case, tmp_path):
+    storages = [pickle.dumps(1, 2), pickle.dumps((5, "cpu", torch.FloatStorage), 2), counted([1.0, 2.0, 3.0, 4.0])]
+    storages.append(pickle.dumps([(6, 5, 1, 3)], 2))
+    tensors = [pickle.dumps(2, 2)]
+    for key, storage, size, stride, offset in ((1, 5, (2, 2), (1, 2), 0), (2, 6, (2,), (1,), 1)):
+        tensors.append(pickle.dumps((key, storage, torch.FloatTensor), 2))
+        tensors.append(struct.pack(f"<i4x{2 * len(size) + 1}q", len(size), *size, *stride, offset))
+    parts = {"storages": storages, "tensors": tensors, "pickle": [Numbered.dump({"a": Numbered(1), "b": Numbered(2)})]}
+    path = tmp_path / "old.pt"
+    with tarfile.open(path, "w:", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(b"".join(content))
+            tar.addfile(info, io.BytesIO(b"".join(content)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        loaded = unrestricted(path)
+        case.same(loaded["a"], torch.tensor([[1.0, 3.0], [2.0, 4.0]]).float())
+        case.same(loaded["b"], torch.tensor([3.0, 4.0]))
+        assert loaded["a"].stride() == (1, 2)
+        if takes_weights_only() and hasattr(torch.serialization, "safe_globals"):
+            with case.raises((RuntimeError, pickle.UnpicklingError), "legacy .tar format|weights_only"):
+                torch.load(path, weights_only=True)
+
+
+class Numbered:
+    """Stands in a pickle for a tensor of that number."""
+
+    def __init__(self, number):
+        self.number = number
+
+    @staticmethod
+    def dump(what):
+        file = io.BytesIO()
+        pickler = type("Numbering", (pickle.Pickler,), {"persistent_id": lambda _, w: getattr(w, "number", None)})
+        pickler(file, protocol=2).dump(what)
+        return file.getvalue()
+
+
+@claim("state.file.absent-device")
+@pytest.mark.parametrize("place", ["cuda:0", "cuda", "xpu:1"])
+def test_a_file_from_an_absent_device_says_how_to_load_it(case, place):
+    device = getattr(torch, place.partition(":")[0], None)
+    if device is None or device.is_available():
+        raise case.unsupported(f"{place} is no absent device here")
+    x = Rebuilt(Stored("storage", torch.FloatStorage, "7", place, 2, None), (2,), (1,))
+    file = record(x, ("7", [1.0, 2.0]))
+    for to in (None, {"cpu": "cpu"}, lambda storage, there: None):
+        file.seek(0)
+        with case.raises(RuntimeError, f"{place[:2]}.*map_location=torch.device"):
+            unrestricted(file, map_location=to)
+    for to in ("cpu", torch.device("cpu"), {place: "cpu"}, lambda storage, there: storage if there == place else None):
+        file.seek(0)
+        case.same(unrestricted(file, map_location=to), torch.tensor([1.0, 2.0]))
+
+
+def with_mark(file, mark):
+    """The same file with another mark of its byte order, or with none."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
+        for name in old.namelist():
+            if not name.endswith("byteorder"):
+                new.writestr(name, old.read(name))
+            elif mark:
+                new.writestr(name, mark)
+    copy.seek(0)
+    return copy
+
+
+@claim("state.file.byte-order")
+def test_the_byte_order_of_a_file_without_a_mark_may_be_told(case):
+    files, x = torch.serialization, torch.tensor([1.5, -2.25])
+    swapped = torch.from_numpy(x.numpy().byteswap())
+    orders, big = files.LoadEndianness, sys.byteorder == "big"
+    as_little, as_big = (swapped, x) if big else (x, swapped)
+    try:
+        for order, mark, wanted in (
+            (orders.LITTLE, None, as_little), (orders.BIG, None, as_big), (orders.NATIVE, None, x),
+            (None, None, as_little), (orders.BIG, b"little", as_little), (None, b"big", as_big),
+        ):  # fmt: skip
+            files.set_default_load_endianness(order)
+            found = torch.load(with_mark(saved(x), mark))
+            assert torch.equal(found, wanted), f"default {order}, mark {mark}: {found.tolist()}"
+        with case.raises(ValueError, "Unknown endianness type: middle"):
+            torch.load(with_mark(saved(x), b"middle"))
+    finally:
+        files.set_default_load_endianness(None)
+
+
+@claim("state.file.mapped-memory")
+def test_a_mapped_file_is_private_unless_shared(case, tmp_path):
+    path, files = tmp_path / "x.pt", torch.serialization
+    tensors = [torch.arange(n, dtype=torch.float32) for n in (5, 0, 1000, 33)]
+    torch.save(tensors, path)
+    for how, kept in ((mmap.MAP_PRIVATE, 1.0), (mmap.MAP_SHARED, 9.0)):
+        with files.set_default_mmap_options(how):
+            torch.load(path, mmap=True)[0][1] = 9.0
+        assert torch.load(path)[0][1] == kept, f"after a write into a map of kind {how}"
+    torch.save(tensors[2], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with case.raises(RuntimeError, r"mmap can only be used.*old\.pt, _use_new"):
+        torch.load(str(tmp_path / "old.pt"), mmap=True)
+    with case.raises(ValueError, "must be a file path"):
+        torch.load(saved(1), mmap=True)
+
+
+@claim("state.file.offsets")
+def test_a_file_loaded_to_meta_knows_where_its_storages_lie(case, tmp_path):
+    from torch.utils.serialization import config
+
+    path, content = tmp_path / "x.pt", [torch.arange(n, dtype=torch.float32) for n in (5, 1, 1000, 33)]
+    content.append(content[2][3:7])
+    torch.save(content, path)
+    raw = path.read_bytes()
+    for x, there in zip(content[:4], torch.load(path, map_location="meta"), strict=False):
+        start = there.untyped_storage()._checkpoint_offset
+        assert raw[start : start + there.untyped_storage().nbytes()] == x.numpy().tobytes()
+    for reckoned in (True, False):
+        before, config.load.calculate_storage_offsets = config.load.calculate_storage_offsets, reckoned
+        try:
+            for x, y in zip(content, torch.load(path, mmap=True), strict=True):
+                case.same(y, x)
+        finally:
+            config.load.calculate_storage_offsets = before
+    config.load.mmap = True
+    try:
+        with case.raises(ValueError, "must be a file path"):
+            torch.load(io.BytesIO(raw))
+        case.same(torch.load(io.BytesIO(raw), mmap=False)[0], content[0])
+    finally:
+        config.load.mmap = False
+
+
+@claim("state.file.skip-data")
+def test_skip_data_keeps_room_for_the_values(case):
+    x, skip = case.tensor(33).cpu(), torch.serialization.skip_data
+    full = saved(x)
+    with skip():
+        empty = saved(x)
+        with case.raises(RuntimeError, "skip_data"):
+            saved(x, _use_new_zipfile_serialization=False)
+        seen = torch.load(full)
+    assert seen.shape == x.shape
+    assert len(empty.getvalue()) == len(full.getvalue())
+    assert torch.load(empty).shape == x.shape
+    assert x.numpy().tobytes() not in empty.getvalue()
+    case.same(through_a_file(x), x)
+
+
+class Counting:
+    """A pickle module of one's own, which counts what it is asked for."""
+
+    __name__ = "counting"
+    calls: ClassVar[list] = []
+
+    class Pickler(pickle._Pickler):
+        def __init__(self, file, protocol=None):
+            Counting.calls.append(("write", protocol))
+            super().__init__(file, protocol=protocol)
+
+    class Unpickler(pickle._Unpickler):
+        def __init__(self, file, **options):
+            Counting.calls.append(("read", options))
+            super().__init__(file, **options)
+
+    @staticmethod
+    def dump(what, file, protocol=None):
+        pickle.dump(what, file, protocol=protocol)
+
+    @staticmethod
+    def load(file, **options):
+        return pickle.load(file, **options)
+
+
+@claim("state.file.pickle-module")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_pickle_module_and_its_options_are_the_callers(case, zipped):
+    Counting.calls.clear()
+    x = case.tensor(3)
+    file = saved({"x": x}, pickle_module=Counting, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+    case.same(unrestricted(file, pickle_module=Counting, encoding="latin-1")["x"], x)
+    assert Counting.calls == [("write", 4), ("read", {"encoding": "latin-1"})]
+    file.seek(0)
+    case.same(unrestricted(file, pickle_module=Counting)["x"], x)
+    assert Counting.calls[2:] == [("read", {"encoding": "utf-8"})]
+    file.seek(0)
+    if takes_weights_only():
+        with case.raises(RuntimeError, "explicit pickle_module"):
+            torch.load(file, weights_only=True, pickle_module=Counting)
+
+
+@claim("state.file.environment")
+def test_the_environment_may_force_or_lift_weights_only(case, monkeypatch):
+    force, lift = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    monkeypatch.delenv(force, raising=False), monkeypatch.delenv(lift, raising=False)
+    for yes in ("1", "y", "yes", "true"):
+        with monkeypatch.context() as there:
+            there.setenv(force, yes)
+            with case.raises(pickle.UnpicklingError, "weights.only"):
+                torch.load(saved(Bomb()), weights_only=False)
+    with monkeypatch.context() as there:
+        there.setenv(force, "0"), there.setenv(lift, "no")
+        torch.load(saved(Bomb()), weights_only=False)
+        there.setenv(lift, "1")
+        with pytest.warns(UserWarning, match=lift):
+            torch.load(saved(Bomb()))
+        with case.raises(pickle.UnpicklingError, "weights.only"):
+            torch.load(saved(Bomb()), weights_only=True)
+        there.setenv(force, "1")
+        with case.raises(RuntimeError, "Only one of"):
+            torch.load(saved(1))
+
+
+@claim("state.file.file-like")
+def test_a_file_is_whatever_reads_writes_and_seeks(case, tmp_path):
+    x = case.tensor(33)
+    with gzip.open(tmp_path / "x.gz", "wb") as file:
+        torch.save(x, file, _use_new_zipfile_serialization=False)
+    with gzip.open(tmp_path / "x.gz") as file:
+        case.same(torch.load(file), x)
+    path = tmp_path / "x.pt"
+    with path.open("wb") as file:
+        file.write(b"before")
+        for each in (x, x + 1):
+            torch.save(each, file, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        file.seek(6)
+        case.same(torch.load(file), x)
+        case.same(torch.load(file), x + 1)
+    nothing = type("Nothing", (), {})()
+    with case.raises(AttributeError, "'write' attribute"):
+        torch.save(x, nothing)
+    with case.raises(AttributeError, "(seek|tell).*You can only torch.load from a file that is seekable"):
+        torch.load(nothing)
+    unseekable = type("Unseekable", (io.BytesIO,), {"seek": refuse, "tell": refuse})(saved(x).getvalue())
+    with case.raises(io.UnsupportedOperation, "seek.*You can only torch.load from a file that is seekable"):
+        torch.load(unseekable)
+
+
+def refuse(*_):
+    raise io.UnsupportedOperation("seek")
+
+
+@claim("state.file.versions-of-modules")
+def test_versions_of_modules_are_compared_number_by_number(case):
+    meets = torch.serialization.check_module_version_greater_or_equal
+
+    def module(version):
+        return types.SimpleNamespace(__name__="some", __version__=version)
+
+    for version, met in (("1.2.3", True), ("1.2.4", True), ("1.10.0", True), ("1.2.2", False), ("0.9.9", False)):
+        assert meets(module(version), (1, 2, 3)) is met, version
+    with case.raises(RuntimeError, "malformed"):
+        meets(module("one"), (1, 2, 3))
+    with pytest.warns(UserWarning, match="malformed"):
+        assert meets(module("one"), (1, 2, 3), error_if_malformed=False)
+    dill = types.SimpleNamespace(__name__="dill", __version__="0.3.0")
+    with case.raises(ValueError, "supports dill >= 0.3.1"):
+        torch.save(1, io.BytesIO(), pickle_module=dill)
+
+
+@claim("state.file.torchscript")
+def test_a_torchscript_archive_is_handed_to_torch_jit(case):
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Identity()), file)
+    file.seek(0)
+    with case.raises(RuntimeError, "TorchScript archives"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.load(file, weights_only=True)
+    file.seek(0)
+    with pytest.warns(UserWarning, match="TorchScript archive"):
+        loaded = torch.load(file, weights_only=False)
+    assert isinstance(loaded, torch.jit.ScriptModule)
