@@ -447,7 +447,6 @@ def test_records_of_older_releases_load(case):
     for file, words in (
         (record(1, magic=5), "Invalid magic number"),
         (record(1, protocol=7), "Invalid protocol version: 7"),
-        (record(Rebuilt(Stored("storage", kind, "7", "nowhere", 5, None), (5,), (1,)), ("7", values)), "nowhere"),
         (record(Stored("thing", 1)), "Unknown saved id type: thing"),
     ):
         with case.raises(RuntimeError, words):
@@ -513,7 +512,7 @@ class Numbered:
 
 
 @claim("state.file.absent-device")
-@pytest.mark.parametrize("place", ["cuda:0", "cuda", "xpu:1"])
+@pytest.mark.parametrize("place", ["cuda:0", "cuda"])
 def test_a_file_from_an_absent_device_says_how_to_load_it(case, place):
     device = getattr(torch, place.partition(":")[0], None)
     if device is None or device.is_available():
