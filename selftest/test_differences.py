@@ -249,6 +249,14 @@ def test_an_incomplete_file_gives_no_verdict_but_what_it_shows(compared):
     assert comparison.verdict == ("CANNOT DECIDE: NEW is incomplete (it ends after 1 case); 1 claim regressed so far")
 
 
+def test_what_an_incomplete_run_did_not_get_to_is_not_called_removed(compared):
+    old = [record(), record(params="p=0.7"), record(claim=TRAIN)]
+    comparison = compared(old, [record()], new_facts={"footer": False})
+    assert comparison.differences == []
+    assert comparison.exit == 2
+    assert any("measured in OLD only" in line for line in comparison.undecided)
+
+
 def test_a_broken_case_gives_no_verdict(compared):
     comparison = compared([record(), record(claim=TRAIN)], [record(), record(claim=TRAIN, outcome="broken")])
     assert comparison.exit == 2

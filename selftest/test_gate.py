@@ -187,6 +187,8 @@ def test_a_python_without_torch_is_one_line(tmp_path, capsys):
     path.chmod(0o755)
     assert main(["gate", str(path), str(path), "--out", str(tmp_path / "out")]) == 2
     assert "cannot import torch: ModuleNotFoundError" in capsys.readouterr().err
+    assert "CANNOT DECIDE" in (tmp_path / "out/gate.md").read_text()
+    assert json.loads((tmp_path / "out/gate.json").read_text())["exit"] == 2
 
 
 def test_an_out_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):

@@ -103,6 +103,8 @@ def test_kinds_that_are_not_known_are_kept(tmp_path):
         ('{"kind": "header", "schema": 1}\n', results.MissingHeader, "which torch"),
         ('{"kind": "header", "schema": 2, "torch": "2"}\n', results.WrongSchema, "schema 2"),
         ('{"kind": "header", "torch": "2"}\n', results.WrongSchema, "schema None"),
+        ('{"kind": "header", "schema": 1, "torch": "banana"}\n', results.MissingHeader, "which torch"),
+        ('{"kind": "header", "schema": 1, "torch": "2", "vias": 5}\n', results.MissingHeader, "vias .* array"),
     ],
 )
 def test_a_file_without_a_readable_header_is_refused(tmp_path, content, error, words):
@@ -209,3 +211,18 @@ def test_the_worst_outcome_stands_for_several():
     assert results.worst(["holds", "violated", "unsupported"]) == "violated"
     assert results.worst(["holds", "unsupported"]) == "unsupported"
     assert results.worst(["broken", "violated"]) == "broken"
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ({"kind": "footer", "cases": 0, "counts": [1]}, results.WrongFooter),
+        ({"kind": "surface", "signatures": {"torch.nn.Dropout": None}}, results.ForeignLine),
+        ({"kind": "surface", "state_dict_keys": 5}, results.ForeignLine),
+    ],
+)
+def test_a_line_of_a_shape_that_no_run_writes_is_refused(tmp_path, line, error):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"kind": "header", "schema": 1, "torch": "2.13.0"}\n' + json.dumps(line) + "\n")
+    with pytest.raises(error):
+        results.read(path)

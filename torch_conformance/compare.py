@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def of_files(
 
 
 def save(path: Path, content: str) -> None:
+    """Write the file whole or not at all. Raises `UsageError` where it cannot be written."""
+    part = path.with_name(f".{path.name}.part")
     try:
-        path.write_text(content, encoding="utf-8")
+        part.write_text(content, encoding="utf-8")
+        part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None

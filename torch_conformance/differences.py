@@ -140,6 +140,8 @@ def compare(
         *judge.warnings(old, new),
         *judge.drifts(old, new),
     ]
+    unfinished = {"removed": not new.complete, "added": not old.complete}  # not removed: the run did not get there
+    found = [difference for difference in found if not unfinished.get(difference.kind)]
     order = {kind: number for number, kind in enumerate(KINDS)}
     found.sort(key=lambda d: (not d.worse, order[d.kind], d.subject, d.extent, d.new))
     return Comparison(old, new, found, remarks(old, new), undecided(old, new, pairs, claims))

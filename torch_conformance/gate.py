@@ -58,6 +58,9 @@ def execute(options: argparse.Namespace) -> int:
             pair = [environments.prepare(spec, progress.say) for spec in (options.old, options.new)]
     except KeyboardInterrupt:
         return conclude_without(out, "interrupted while the environments were built")
+    except environments.NoEnvironment as error:
+        write_without(out, f"CANNOT DECIDE: {error}")
+        raise
     sides = [Side(name, found, out / f"{name}.jsonl") for name, found in zip(("old", "new"), pair, strict=True)]
     stopped = measure(sides, options, progress)
     refused = [reason for side in sides if (reason := side.refusal())]
@@ -299,8 +302,12 @@ def conclude(comparison: differences.Comparison, out: Path, new: Environment) ->
 def conclude_without(out: Path, reason: str) -> int:
     """The end of a gate that has nothing to compare."""
     verdict = f"CANNOT DECIDE: {reason}"
+    write_without(out, verdict)
+    print(verdict, flush=True)
+    return 2
+
+
+def write_without(out: Path, verdict: str) -> None:
     document = {"schema": 1, "verdict": verdict, "exit": 2, "complete": False, "differences": [], "kernels": []}
     compare.save(out / "gate.json", json.dumps(document, indent=1) + "\n")
     compare.save(out / "gate.md", f"## {verdict}\n")
-    print(verdict, flush=True)
-    return 2

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from packaging.version import InvalidVersion, Version
+
 from torch_conformance.errors import UsageError
 
 SCHEMA = 1
@@ -98,8 +100,10 @@ class Case:
 
 
 TEXTS = (*Identity._fields, "outcome")
-OPTIONAL_TEXTS = ("message", "error", "deviation", "seen")
+OPTIONAL_TEXTS = ("message", "error", "deviation", "seen", "id")
 KNOWN = {f.name for f in fields(Case)}
+HEADER_TYPES: dict[str, type] = {"devices": dict, "flags": dict, "vias": list}
+JSON_TYPES: dict[type, str] = {dict: "object", list: "array"}
 
 
 @dataclass
@@ -257,8 +261,13 @@ def header_of(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         raise MissingHeader(f"{path}: does not begin with a header but with a line of kind {record['kind']!r}")
     if record.get("schema") != SCHEMA:
         raise WrongSchema(f"{path}: is of schema {record.get('schema')!r}; this version reads schema {SCHEMA}")
-    if not isinstance(record.get("torch"), str):
-        raise MissingHeader(f"{path}: the header does not say which torch was measured")
+    try:
+        Version(record["torch"])
+    except (KeyError, TypeError, InvalidVersion):
+        raise MissingHeader(f"{path}: the header does not say which torch was measured") from None
+    for key, kind in HEADER_TYPES.items():
+        if not isinstance(record.get(key, kind()), kind):
+            raise MissingHeader(f"{path}: {key} of the header must be a JSON {JSON_TYPES[kind]}")
     return record
 
 
@@ -277,6 +286,8 @@ def add(found: ResultFile, number: int, record: dict[str, Any]) -> None:
         if wrong := faults(record):
             raise foreign(f"is no case: {wrong}")
         found.cases.append(Case(**{key: value for key, value in record.items() if key in KNOWN}))
+    elif kind == "surface" and (part := crooked(record)):
+        raise foreign(f"{part} of the surface is not as a run writes it")
     else:
         found.notes.append(record)
 
@@ -297,13 +308,24 @@ def faults(record: Mapping[str, Any]) -> str | None:
     return None
 
 
+def crooked(record: Mapping[str, Any]) -> str | None:
+    """The part of a surface that no run writes so, or nothing."""
+    for part, kind in (("signatures", str), ("examples", str), ("state_dict_keys", list)):
+        entries = record.get(part, {})
+        if not isinstance(entries, dict) or not all(isinstance(entry, kind) for entry in entries.values()):
+            return part
+        if not all(isinstance(word, str) for entry in entries.values() for word in entry):
+            return part
+    return None
+
+
 def check_footer(found: ResultFile) -> None:
     assert found.footer is not None
     stated = found.footer.get("cases")
     if stated != len(found.cases):
         raise WrongFooter(f"{found.path}: the footer counts {stated} cases, the file holds {len(found.cases)}")
-    counts = Counter(case.outcome for case in found.cases)
-    if {k: v for k, v in (found.footer.get("counts") or {}).items() if v} != dict(counts):
+    counts, told = Counter(case.outcome for case in found.cases), found.footer.get("counts") or {}
+    if not isinstance(told, dict) or {k: v for k, v in told.items() if v} != dict(counts):
         raise WrongFooter(f"{found.path}: the footer's counts of outcomes are not those of the file's cases")
 
 
