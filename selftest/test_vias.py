@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_conformance.axes import Point, executes_a_subject
+from torch_conformance.axes import Point, executes_a_subject, spared
 from torch_conformance.case import Case, Unsupported
 
 pytestmark = pytest.mark.skipif(torch.__version__ < "2.4", reason="executes in eager mode only")
@@ -64,6 +64,19 @@ def test_what_a_via_cannot_express_is_unsupported():
 def test_an_error_of_the_subject_stays_its_error():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         case("functional").module(nn.Linear, 3, 5)(torch.randn(2, 4))
+
+
+def test_an_error_met_while_tracing_is_the_subjects_own():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        case("aot").function(nn.functional.dropout)(torch.randn(4), 1.5)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        case("aot").module(nn.BatchNorm1d, 3)(torch.randn(1, 3))
+
+
+def test_a_costly_via_takes_the_extremes_of_a_test():
+    eager, costly = (Point("cpu", "float32", "contiguous", via) for via in ("eager", "compile"))
+    cases = [(f"{test}{n}{point.via}", test, point) for test in "ab" for n in (1, 2, 3) for point in (eager, costly)]
+    assert spared([*cases, ("c1", "c", costly)]) == {"a2compile", "b2compile"}
 
 
 def helper(case):

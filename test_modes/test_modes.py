@@ -206,8 +206,9 @@ def test_eval_holds_until_train(case):
 
 @claim("modes.eval.train-at-every-batch")
 def test_train_at_every_batch_makes_no_difference(case):
-    model = network(case)
-    twin, batches = copy.deepcopy(model), [(case.tensor(4, 5), case.tensor(4, 3)) for _ in range(3)]
+    model, twin = network(case), network(case)
+    twin.load_state_dict(model.state_dict())
+    batches = [(case.tensor(4, 5), case.tensor(4, 3)) for _ in range(3)]
     for net, at_every_batch in ((model, False), (twin, True)):
         case.reseed()
         optimizer = torch.optim.SGD(net.train().parameters(), lr=0.1)
@@ -631,12 +632,14 @@ def test_no_grad_saves_nothing_for_a_backward(case):
 
 
 @claim("modes.autograd.module-is-a-container")
+@axes(via=("eager", "functional", "aot", "compile", "export"))  # vmap batches the arguments, and parameters are some
 def test_gradients_are_those_of_the_functional_expression(case):
     model, x = case.module(nn.Sequential, nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), case.tensor(4, 5)
     assert not hasattr(model, "backward")
     leaves = [p.detach().clone().requires_grad_() for p in model.parameters()]
     model(x).square().sum().backward()
-    F.linear(torch.tanh(F.linear(x, *leaves[:2])), *leaves[2:]).square().sum().backward()
+    expression = case.function(lambda x, w, b, v, c: F.linear(torch.tanh(F.linear(x, w, b)), v, c))
+    expression(x, *leaves).square().sum().backward()
     for parameter, leaf in zip(model.parameters(), leaves, strict=True):
         case.same(parameter.grad, leaf.grad)
 

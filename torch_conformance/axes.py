@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 PRECISE = ("float32", "float64")
 REDUCED = ("bfloat16", "float16")
@@ -12,9 +13,11 @@ FLOATING = PRECISE + REDUCED
 COMPLEX = ("complex64", "complex128")
 DTYPES = FLOATING + COMPLEX
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "expanded")
-COSTLY = ("compile",)  # a case takes seconds here: one dtype and one layout stand for all
+COSTLY = ("compile",)  # a case takes seconds here: one dtype and one layout stand for all, and the
+EXTREMES = (0, -1)  # first and the last set of a test's parameters for those between
 VIAS = ("eager", "functional", "vmap", "aot", "compile", "export")
 AXES = ("dtype", "layout", "via")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Axes:
                 for dtype in chosen[:most]:
                     for layout in self.layout[:most]:
                         yield Point(device, dtype, layout, via)
+
+
+def spared(cases: Iterable[tuple[T, str, Point]]) -> set[T]:
+    """The cases, each with the name of its test and its point, that a costly via leaves to the extremes of the test."""
+    alike: dict[tuple[str, Point], list[T]] = {}
+    for case, test, point in cases:
+        if point.via in COSTLY:
+            alike.setdefault((test, point), []).append(case)
+    return {case for group in alike.values() for case in group if case not in [group[i] for i in EXTREMES]}
 
 
 def executes_a_subject(test: types.FunctionType) -> bool:

@@ -21,7 +21,9 @@ M = TypeVar("M", bound=nn.Module)
 Call = Callable[..., Any]
 OWN_CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of hooks and forward, where it is set
 COMPILERS = {"aot": "aot_eager", "compile": "inductor"}
-REFUSES = ("torch._dynamo", "torch._inductor", "torch._export", "torch.export", "torch.fx", "torch._functorch")
+REFUSES = tuple(
+    f"torch.{name}" for name in ("_dynamo", "_inductor", "_export", "export", "fx", "_functorch", "_subclasses")
+)
 WORDS = ("vmap", "batching rule", "functorch", "Dynamo", "torch.compile", "Inductor", "export")
 
 
@@ -64,11 +66,26 @@ def refusals(case: Case) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error)
-        if type(error).__module__.startswith(REFUSES) or any(word in text for word in WORDS):
-            reason = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-            raise case.unsupported(f"via {case.via}: {reason[:200]}") from error
-        raise
+        met, text = own(error), str(error)
+        if not is_refusal(met):
+            if met is error:
+                raise
+            raise met from None
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        raise case.unsupported(f"via {case.via}: {reason[:200]}") from error
+
+
+def own(error: BaseException) -> BaseException:
+    """The subject's own error, where Dynamo met it while tracing and raised one of its own in its place."""
+    if type(error).__name__ == "TorchRuntimeError":
+        while inner := error.__cause__ or error.__context__:
+            error = inner
+    return error
+
+
+def is_refusal(error: BaseException) -> bool:
+    return type(error).__module__.startswith(REFUSES) or any(word in str(error) for word in WORDS)
 
 
 def functional(subject: Call, case: Case) -> Call:
