@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from torch_conformance.axes import Axes, executes_a_subject, spared
+from torch_conformance.axes import COSTLY, Axes, executes_a_subject, spared
 from torch_conformance.items import CASES, claims_of, facts_of, is_empty, is_plain, test_of
 from torch_conformance.settings import Settings
 
@@ -48,8 +48,9 @@ class Collecting:
         if not session.testsfailed:
             self.require_a_test_for_every_claim(tests)
         unwanted = {item for item in tests if is_empty(item) or not self.settings.selected & set(claims_of(item))}
-        wanted = [(item, item.callspec.params["case"]) for item in tests if item not in unwanted]
-        unwanted |= spared((item, test_of(item), point) for item, point in wanted)
+        if not set(COSTLY).isdisjoint(self.settings.vias):
+            wanted = [(item, item.callspec.params["case"]) for item in tests if item not in unwanted]
+            unwanted |= spared((item, test_of(item), point) for item, point in wanted)
         if self.config.option.claim:
             unwanted |= set(items) - set(tests)
         self.require_parameters([item for item in tests if item not in unwanted])
