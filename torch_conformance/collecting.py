@@ -49,8 +49,8 @@ class Collecting:
             self.require_a_test_for_every_claim(tests)
         unwanted = {item for item in tests if is_empty(item) or not self.settings.selected & set(claims_of(item))}
         if not set(COSTLY).isdisjoint(self.settings.vias):
-            wanted = [(item, item.callspec.params["case"]) for item in tests if item not in unwanted]
-            unwanted |= spared((item, test_of(item), point) for item, point in wanted)
+            wanted: list[Any] = [item for item in tests if item not in unwanted]
+            unwanted |= spared((item, test_of(item), item.callspec.params["case"]) for item in wanted)
         if self.config.option.claim:
             unwanted |= set(items) - set(tests)
         self.require_parameters([item for item in tests if item not in unwanted])
