@@ -43,6 +43,7 @@ def network(case):
     return case.module(nn.Sequential, *layers)
 
 
+RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-310, 6e-8, 1.5]
 
 
@@ -612,8 +613,11 @@ def test_skip_data_keeps_room_for_the_values(case):
         empty = saved(x)
         with case.raises(RuntimeError, "skip_data"):
             saved(x, _use_new_zipfile_serialization=False)
-        seen = torch.load(full)
-    assert seen.shape == x.shape
+        if RELEASE >= (2, 7):
+            assert torch.load(full).shape == x.shape
+        else:
+            with case.raises(RuntimeError, "not supported yet"):
+                torch.load(full)
     assert len(empty.getvalue()) == len(full.getvalue())
     assert torch.load(empty).shape == x.shape
     assert x.numpy().tobytes() not in empty.getvalue()
