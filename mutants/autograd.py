@@ -1604,3 +1604,33 @@ def linear_cross_entropy_always_means(patch):
     if not hasattr(nn, "LinearCrossEntropyLoss"):
         raise NotApplicable("no LinearCrossEntropyLoss")
     patch.source(nn.LinearCrossEntropyLoss.forward, "reduction=self.reduction", 'reduction="mean"')
+
+
+@mutant("autograd.gradcheck.options")
+def gradcheck_sends_gradients_always(patch):
+    """Leaves out the run in which some gradients are undefined."""
+    patch.set(GRADCHECK, "_test_undefined_backward_mode", lambda *a: True)
+
+
+@mutant("autograd.gradcheck.arguments")
+def gradcheck_takes_overlapping_inputs(patch):
+    """Perturbs several elements at once where they share memory."""
+    patch.source(GRADCHECK._check_inputs, "st > 0 or sz <= 1", "True")
+
+
+@mutant("autograd.gradcheck.batched")
+def gradcheck_tries_no_batch(patch):
+    """Takes the options for batches and does nothing with them."""
+    patch.set(GRADCHECK, "_test_batched_grad", lambda *a: True)
+
+
+@mutant("autograd.gradcheck.second-order-options")
+def gradgradcheck_keeps_its_own_tolerance(patch):
+    """Checks by the usual steps, whatever eps was asked for."""
+    patch.source(GRADCHECK.gradgradcheck, "eps=eps", "eps=1e-6")
+
+
+@mutant("autograd.functional.strategies")
+def forward_mode_forgets_unused_inputs(patch):
+    """Leaves out the zeros of an output that an input does not reach."""
+    patch.source(functional._jacfwd, "torch.zeros_like(primal)", "torch.ones_like(primal)")

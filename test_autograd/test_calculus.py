@@ -109,6 +109,93 @@ def test_create_graph_makes_the_result_differentiable(case, name):
     assert not functional.jacobian(lambda x: (x**4).sum(), x).requires_grad
 
 
+@claim("autograd.functional.create-graph")
+def test_create_graph_makes_products_differentiable(case):
+    """All on x^4: each product with v is c x^n v, so that its derivatives by x and by v are known."""
+    for name, factor, power in (("vjp", 4, 3), ("jvp", 4, 3), ("hvp", 12, 2), ("vhp", 12, 2)):
+        for inside in (True, False):
+            x, v = case.tensor(3, requires_grad=True), case.tensor(3, requires_grad=True)
+            call = getattr(functional, name)
+            function = (lambda x: x**4) if power == 3 else (lambda x: (x**4).sum())
+            with torch.set_grad_enabled(inside):
+                value, product = call(function, x, v, create_graph=True)
+                silent = call(function, x, v)
+            assert not any(each.requires_grad for each in silent), f"{name} without create_graph"
+            case.close(product.detach(), factor * array(x) ** power * array(v), k=8)
+            by_x, by_v = torch.autograd.grad(product.sum(), (x, v), retain_graph=True)
+            case.close(by_x, factor * power * array(x) ** (power - 1) * array(v), k=12)
+            case.close(by_v, factor * array(x) ** power, k=12)
+            (slope,) = torch.autograd.grad(value.sum(), x)
+            case.close(slope, 4 * array(x) ** 3, k=8)
+    sparse = torch.eye(3).to_sparse().requires_grad_()
+    _, product = functional.vjp(lambda s: s.to_dense() * 2, sparse, torch.ones(3, 3), create_graph=True)
+    assert product.shape == (3, 3)
+
+
+@claim("autograd.functional.strategies")
+def test_every_strategy_gives_the_same(case):
+    a, x, y = case.tensor(3, 3), case.tensor(3), case.tensor(2)
+
+    def several(x, y):
+        return (a @ x) * x, y * 2, x.sum()
+
+    wanted = functional.jacobian(several, (x, y))
+    for strategy in ("reverse-mode", "forward-mode"):
+        found = functional.jacobian(several, (x, y), vectorize=True, strategy=strategy)
+        for row, expected in zip(found, wanted, strict=True):
+            for block, other in zip(row, expected, strict=True):
+                assert block.shape == other.shape
+                assert not block.requires_grad
+                case.close(block, array(other), k=4, scale=abs(array(other)) + 1)
+    curve = functional.hessian(lambda x: (x**4).sum(), x)
+    for strategy in ("reverse-mode", "forward-mode"):
+        found = functional.hessian(lambda x: (x**4).sum(), x, vectorize=True, outer_jacobian_strategy=strategy)
+        case.close(found, array(curve), k=8)
+    with case.raises(NotImplementedError, "vectorize=True"):
+        functional.hessian(lambda x: (x**4).sum(), x, outer_jacobian_strategy="forward-mode")
+    with case.raises((ValueError, AssertionError), "strategy"):
+        functional.jacobian(torch.sin, x, strategy="sideways")
+    with case.raises((ValueError, AssertionError), "strategy"):
+        functional.hessian(lambda x: x.sum(), x, outer_jacobian_strategy="sideways")
+    for options in (
+        {"strict": True, "vectorize": True},
+        {"strict": True, "strategy": "forward-mode", "vectorize": True},
+    ):
+        with case.raises((RuntimeError, NotImplementedError), "strict"):
+            functional.jacobian(torch.sin, x, **options)
+
+
+@claim("autograd.functional.strict")
+def test_strict_says_what_is_independent_of_what(case):
+    x, y = case.tensor(3), case.tensor(3)
+    rough, both = {"strict": True, "create_graph": True}, (x, y)
+
+    def one(x, y):
+        return (x * x).sum()
+
+    for call, words in (
+        (lambda: functional.vjp(one, both, strict=True), "output .*independent of input 1"),
+        (lambda: functional.jacobian(one, both, strict=True), "Output 0 .*independent of input 1"),
+        (lambda: functional.jvp(lambda x, y: x * x, both, both, strict=True), "output .*independent of input 1"),
+        (lambda: functional.vjp(lambda x: 2 * x, x, y, **rough), "jacobian .*independent of input 0.*create_graph"),
+        (lambda: functional.jvp(lambda x: 2 * x, x, y, **rough), "jacobian .*independent of input 0.*create_graph"),
+        (lambda: functional.jacobian(lambda x: 2 * x, x, **rough), "jacobian .*independent of input 0.*create_graph"),
+        (lambda: functional.hvp(lambda x, y: (x * x + y).sum(), both, both, strict=True), "jacobian .*independent of"),
+        (lambda: functional.vhp(lambda x, y: (x * x + y).sum(), both, both, strict=True), "jacobian .*independent of"),
+        (
+            lambda: functional.hvp(lambda x: (x * x).sum(), x, y, **rough),
+            "hessian .*independent of input 0.*create_graph",
+        ),
+        (
+            lambda: functional.vhp(lambda x: (x * x).sum(), x, y, **rough),
+            "hessian .*independent of input 0.*create_graph",
+        ),
+    ):
+        x.requires_grad_()
+        with case.raises(RuntimeError, words):
+            call()
+
+
 @claim("autograd.functional.strict")
 @pytest.mark.parametrize("name", ["jacobian", "hessian"])
 def test_strict_refuses_an_input_without_influence(case, name):
@@ -316,6 +403,178 @@ def test_gradgradcheck_checks_the_second_derivative(case):
     assert torch.autograd.gradgradcheck(lambda x: x**3, x)
     assert gradcheck(WrongSecond.apply, x)
     assert not torch.autograd.gradgradcheck(WrongSecond.apply, x, raise_exception=False)
+
+
+class Rule(torch.autograd.Function):
+    """Twice a, and a times b, with rules that a table of faults may replace."""
+
+    @staticmethod
+    def forward(ctx, rules, a, b):
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+        ctx.set_materialize_grads(rules.get("materialize", True))
+        ctx.rules = rules
+        return 2 * a, a * b
+
+    @staticmethod
+    def backward(ctx, g, h):
+        a, b = ctx.saved_tensors
+        return None, *ctx.rules.get("backward", right)(a, b, g, h)
+
+    @staticmethod
+    def jvp(ctx, _, s, t):
+        a, b = ctx.saved_tensors
+        return ctx.rules.get("jvp", forwards)(a, b, s, t)
+
+
+def right(a, b, g, h):
+    return 2 * g + h * b.conj(), h * a.conj()
+
+
+def forwards(a, b, s, t):
+    return 2 * s, s * b + t * a
+
+
+def unsteady(a, b, g, h, calls=[0]):  # noqa: B006
+    calls[0] += 1
+    return tuple(x * (1 + 1e-9 * calls[0]) for x in right(a, b, g, h))
+
+
+def of_present(a, b, g, h):
+    return right(a, b, torch.zeros_like(a) if g is None else g, torch.zeros_like(a) if h is None else h)
+
+
+FAULTS = {  # name: (the rules, real or complex, options under which it shows, options under which it does not, words)
+    "second input": (
+        {"backward": lambda a, b, g, h: (2 * g + h * b, h * a * 1.1)}, "real", {}, {"rtol": 0.2}, "mismatch"),
+    "second output": (
+        {"backward": lambda a, b, g, h: (2 * g + h * b * 1.1, h * a)}, "real", {}, {"atol": 2}, "mismatch"),
+    "no conjugate": (
+        {"backward": lambda a, b, g, h: (2 * g + h * b, h * a)}, "complex", {}, {"atol": 20}, "mismatch"),
+    "real part only": (
+        {"backward": lambda a, b, g, h: tuple(x.real + 0j for x in right(a, b, g, h))},
+        "complex", {}, {"atol": 20}, "mismatch"),
+    "jvp": ({"jvp": lambda a, b, s, t: (2 * s, s * b)}, "real", {"check_forward_ad": True}, {}, "mismatch"),
+    "jvp of complex numbers": (
+        {"jvp": lambda a, b, s, t: (2 * s, s.conj() * b + t * a)},
+        "complex", {"check_forward_ad": True}, {}, "mismatch"),
+    "backward": (
+        {"backward": lambda a, b, g, h: (g, h)}, "real", {"check_forward_ad": True},
+        {"check_forward_ad": True, "check_backward_ad": False, "check_undefined_grad": False}, "mismatch"),
+    "unsteady": ({"backward": unsteady}, "real", {}, {"nondet_tol": 1e-3}, "not reentrant"),
+    "constant": (
+        {"backward": lambda a, b, g, h: (2 * g + h * b + 1e-6, h * a)},
+        "real", {}, None, "not multiplied by grad_output"),
+    "undefined": (
+        {"backward": right, "materialize": False}, "real", {}, {"check_undefined_grad": False}, "NoneType|undefined"),
+    "undefined is made up": (
+        {"backward": lambda a, b, g, h: tuple(x + (g is None) for x in of_present(a, b, g, h)), "materialize": False},
+        "real", {}, {"check_undefined_grad": False}, "undefined"),
+    "steps": ({}, "real", {"eps": 1.0, "atol": 1e-9, "rtol": 0}, {"eps": 1e-3}, "mismatch"),
+}  # fmt: skip
+
+
+@claim("autograd.gradcheck.options")
+@pytest.mark.parametrize("fast_mode", [False, True])
+@pytest.mark.parametrize("name", FAULTS)
+def test_gradcheck_finds_what_its_options_ask_for(case, name, fast_mode):
+    rules, kind, found_with, passed_with, words = FAULTS[name]
+    a, b = doubles(case, 2), doubles(case, 2)
+    if kind == "complex":
+        a, b = (torch.complex(x.detach(), doubles(case, 2).detach()).requires_grad_() for x in (a, b))
+
+    def check(rules, **options):
+        def function(a, b):
+            first, second = Rule.apply(rules, a, b)
+            return (first + second + a**3,) if "materialize" in rules or name == "steps" else (first, second)
+
+        return gradcheck(function, (a, b), fast_mode=fast_mode, **options)
+
+    if name != "steps" and fast_mode == ("jvp" in name or "undefined" in name):
+        assert check(rules | {"backward": of_present, "jvp": forwards}, **found_with)
+    with case.raises((RuntimeError, TypeError), words):
+        check(rules, **found_with)
+    if "undefined" not in name and fast_mode:
+        assert check(rules, raise_exception=False, **found_with) is False
+    if passed_with is not None:
+        assert check(rules, **passed_with), f"{name} is found with {passed_with}"
+
+
+@claim("autograd.gradcheck.arguments")
+def test_gradcheck_refuses_what_it_cannot_check(case):
+    a = doubles(case, 3)
+    total = a.sum().item()
+    for function, inputs, options, kind, words in (
+        (torch.square, a.detach().expand(2, 3).requires_grad_(), {}, RuntimeError, "stride 0"),
+        (lambda a: a.to_sparse(), a, {}, ValueError, "Sparse output is not supported"),
+        (lambda a: a.detach() * 2, a, {}, RuntimeError, "expected to be zero"),
+        (lambda a: a[: 1 + int(a.sum() > total)], a, {}, AssertionError, "same shape"),
+        (torch.square, a, {"check_backward_ad": False, "check_undefined_grad": False}, AssertionError, "at least one"),
+        (torch.square, a, {"check_backward_ad": False, "check_forward_ad": True, "check_batched_grad": True,
+                           "check_undefined_grad": False}, AssertionError, "check_batched_grad"),
+        (torch.square, a, {"check_batched_forward_grad": True}, AssertionError, "check_batched_forward_grad"),
+    ):  # fmt: skip
+        for fast_mode in (False, True):
+            with case.raises(kind, words):
+                gradcheck(function, inputs, fast_mode=fast_mode, **options)
+    for fast_mode in (False, True):
+        assert gradcheck(lambda a: a.long(), a, fast_mode=fast_mode)
+        assert gradcheck(lambda a, n: (a * n, a.long()), (a, 3.0), fast_mode=fast_mode)
+        assert gradcheck(lambda a: a * 2, a[:0], fast_mode=fast_mode)
+        for function, kind in ((torch.view_as_real, "in"), (torch.view_as_complex, "out"), (torch.square, "both")):
+            z = case.tensor(3, 2, dtype=torch.float64)
+            z = z if kind == "out" else torch.view_as_complex(z)
+            assert gradcheck(function, z.requires_grad_(), fast_mode=fast_mode, check_forward_ad=True,
+                             check_batched_grad=True, check_batched_forward_grad=True), kind  # fmt: skip
+
+
+class Unbatched(torch.autograd.Function):
+    """Twice its input; its rules leave torch, so that no batch passes them."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2 if float(g.sum()) < 1e9 else g
+
+    @staticmethod
+    def jvp(ctx, t):
+        return t * 2 if float(t.sum()) < 1e9 else t
+
+
+@claim("autograd.gradcheck.batched")
+def test_gradcheck_tries_batched_gradients(case):
+    x = doubles(case, 3)
+    assert gradcheck(Unbatched.apply, x, check_forward_ad=True)
+    for options in ({"check_batched_grad": True}, {"check_batched_forward_grad": True, "check_forward_ad": True}):
+        with case.raises(RuntimeError, "batched grad"):
+            gradcheck(Unbatched.apply, x, **options)
+        assert gradcheck(Unbatched.apply, x, raise_exception=False, **options) is False
+
+
+@claim("autograd.gradcheck.second-order-options")
+def test_gradgradcheck_takes_what_gradcheck_takes(case):
+    x, check = doubles(case, 2), torch.autograd.gradgradcheck
+    for options in (
+        {"check_fwd_over_rev": True},
+        {"fast_mode": True, "gen_non_contig_grad_outputs": True},
+        {"grad_outputs": doubles(case, 2), "check_batched_grad": True},
+        {"check_rev_over_rev": False, "check_fwd_over_rev": True, "check_undefined_grad": False},
+    ):
+        assert check(torch.exp, x, **options), options
+        with case.raises(RuntimeError, "mismatch"):
+            check(lambda x: x**5, x, eps=1e-1, atol=1e-9, rtol=0, **options)
+    assert check(lambda x: x**5, x, eps=1e-1, atol=1e-9, rtol=0, raise_exception=False) is False
+    forwards_alone = {"check_rev_over_rev": False, "check_fwd_over_rev": True}
+    for options in (
+        {"check_rev_over_rev": False},
+        forwards_alone,
+        forwards_alone | {"check_undefined_grad": False, "check_batched_grad": True},
+    ):
+        with case.raises(AssertionError, "check_rev_over_rev"):
+            check(torch.exp, x, **options)
 
 
 # -- saved tensors ---------------------------------------------------------------------------------------------------
