@@ -349,3 +349,21 @@ def interval_is_not_restored(patch):
 def any_backoff_is_accepted(patch):
     """Takes a factor that lets the scale grow on a skip."""
     patch.source(torch.amp.GradScaler.__init__, "if backoff_factor >= 1.0:", "if backoff_factor > 1.0:")
+
+
+@mutant("amp.autocast.refusals")
+def unknown_dtypes_are_taken(patch):
+    """Enters autocast with whatever dtype it is given."""
+    patch.source(torch.autocast.__init__, "self.fast_dtype not in device_supported_dtypes", "False")
+
+
+@mutant("amp.autocast.decorates-callables")
+def anything_is_decorated(patch):
+    """Wraps what cannot be called."""
+    patch.source(torch.autocast.__call__, "not callable(func)", "False")
+
+
+@mutant("amp.custom.casts-structures")
+def structures_are_not_cast(patch):
+    """Casts tensors that stand by themselves, and none within a list."""
+    patch.source(torch.amp.autocast_mode._cast, "isinstance(value, collections.abc.Iterable)", "False")

@@ -1634,3 +1634,29 @@ def gradgradcheck_keeps_its_own_tolerance(patch):
 def forward_mode_forgets_unused_inputs(patch):
     """Leaves out the zeros of an output that an input does not reach."""
     patch.source(functional._jacfwd, "torch.zeros_like(primal)", "torch.ones_like(primal)")
+
+
+@mutant("autograd.graph.nodes-are-nodes")
+def own_functions_have_no_nodes(patch):
+    """Counts the nodes of torch's own functions alone."""
+    patch.source(graph.Node.__subclasshook__, "torch.autograd.function.BackwardCFunction", "()")
+
+
+@mutant("autograd.graph.memory-budget")
+def any_budget_is_taken(patch):
+    """Takes a percentage for a share."""
+    if not hasattr(graph, "region_activation_memory_budget"):
+        raise NotApplicable("no memory budgets")
+    patch.source(graph.region_activation_memory_budget, "0.0 <= budget <= 1.0", "0.0 <= budget <= 100.0")
+
+
+@mutant("autograd.graph.logged")
+def only_roots_are_logged(patch):
+    """Names the nodes that backward starts from, and no other."""
+    patch.source(graph._register_logging_hooks_on_whole_graph, "iter_graph(grad_fns)", "grad_fns")
+
+
+@mutant("autograd.graph.edges-of-own-functions")
+def edges_own_nothing(patch):
+    """Hands out the node alone, which does not keep the graph behind it."""
+    patch.source(graph.get_gradient_edge, "ownership_token=token", "ownership_token=None")

@@ -205,3 +205,21 @@ def count_is_not_saved(patch):
 def counts_in_floats(patch):
     """Counts in the dtype of the parameters, which is too coarse for many steps."""
     patch.source(u.AveragedModel.__init__, "dtype=torch.long", "dtype=torch.float16")
+
+
+@mutant("averaging.model.function-of-lists")
+def whole_numbers_stay(patch):
+    """Averages real numbers alone."""
+    original = u.get_ema_multi_avg_fn
+
+    def guarded(decay=0.999):
+        update = original(decay)
+        return lambda kept, *rest: update(kept, *rest) if kept[0].is_floating_point() else None
+
+    patch.set(u, "get_ema_multi_avg_fn", guarded)
+
+
+@mutant("averaging.update-bn.device")
+def batches_stay_where_they_are(patch):
+    """Takes the device and moves nothing."""
+    patch.source(u.update_bn, "input = input.to(device)", "input = getattr(input, 'kept', input)")

@@ -1,5 +1,6 @@
 """Tools beside backward: Jacobians and Hessians, forward mode, gradcheck, hooks on saved tensors, anomaly detection."""
 
+import logging
 import warnings
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_every_strategy_gives_the_same(case):
     a, x, y = case.tensor(3, 3), case.tensor(3), case.tensor(2)
 
     def several(x, y):
-        return (a @ x) * x, y * 2, x.sum()
+        return (a @ x) * x, y * 2, x.sum(), y.detach() + 1
 
     wanted = functional.jacobian(several, (x, y))
     for strategy in ("reverse-mode", "forward-mode"):
@@ -636,12 +637,102 @@ def test_save_on_cpu_changes_no_gradient(case):
     x = case.tensor(3, 5, requires_grad=True)
     x.sin().prod().backward()
     plain, x.grad = x.grad, None
-    for pin in (False, True):
-        x.grad = None
-        with save_on_cpu(pin_memory=pin):
-            loss = x.sin().prod()
-        loss.backward()
-        case.same(x.grad, plain)
+    for options in ({}, {"pin_memory": True}):
+        for kind in (x.dtype, torch.float64):
+            x.grad = None
+            with save_on_cpu(**options):
+                loss = x.to(kind).sin().prod()
+            loss.backward()
+            assert kind != x.dtype or torch.equal(x.grad, plain), f"{options} gives another gradient"
+            case.close(x.grad, array(plain), k=30, scale=abs(array(plain)))  # the sines and their product, twice
+
+
+@claim("autograd.graph.nodes-are-nodes")
+def test_every_node_is_a_node(case):
+    x, node = case.tensor(3, requires_grad=True), torch.autograd.graph.Node
+
+    class Own(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x * 2)
+        backward = staticmethod(lambda ctx, g: g * 2)
+
+    for y in (x * 2, x.sum(), Own.apply(x)):
+        assert isinstance(y.grad_fn, node)
+        assert issubclass(type(y.grad_fn), node)
+        assert isinstance(y.grad_fn.next_functions[0][0], node)
+    for other in (x, 3, None, node):
+        assert not isinstance(other, node), other
+    assert not issubclass(torch.Tensor, node)
+    assert not issubclass(type(x.sum().grad_fn), type("Other", (node,), {}))
+
+
+@claim("autograd.graph.edges-of-own-functions")
+def test_an_edge_keeps_the_graph_of_an_own_function_alive(case):
+    class Own(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x * 2)
+        backward = staticmethod(lambda ctx, g: g * 5)
+
+    x = case.tensor(3, requires_grad=True)
+    own, plain = (torch.autograd.graph.get_gradient_edge(y) for y in (Own.apply(x * 1), x * 1))
+    assert own.ownership_token is not None
+    assert plain.ownership_token is None
+    torch.autograd.backward([own], [torch.ones_like(x)])
+    case.same(x.grad, torch.full_like(x, 5))
+
+
+@claim("autograd.graph.memory-budget")
+def test_a_memory_budget_is_a_share_and_for_the_compiler(case):
+    budget = torch.autograd.graph.region_activation_memory_budget
+    for wrong, kind, words in (
+        (True, TypeError, "expects a float, got bool"),
+        ("half", TypeError, "expects a float, got str"),
+        (-0.01, ValueError, "must be in"),
+        (1.01, ValueError, "must be in"),
+        (0.0, RuntimeError, "only be used inside"),
+        (1.0, RuntimeError, "only be used inside"),
+        (1, RuntimeError, "only be used inside"),
+    ):
+        with case.raises(kind, words), budget(wrong):
+            pass
+
+
+class Listing(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@claim("autograd.graph.logged")
+def test_backward_logs_its_nodes_when_asked(case):
+    x, logger, listing = case.tensor(2, 3, requires_grad=True), logging.getLogger("torch.autograd.graph"), Listing()
+    before, spread = logger.level, logger.propagate
+    logger.addHandler(listing)
+    logger.propagate = False
+    try:
+        for level, told in ((logging.DEBUG, 4), (logging.INFO, 0)):
+            logger.setLevel(level)
+            listing.lines.clear()
+            y = x.exp()
+            (y + y).sum().backward()
+            lines = [line for line in listing.lines if line.startswith("Executing")]
+            assert len(lines) == told, lines
+            for name, shape in (("SumBackward", "f32[]"), ("ExpBackward", "f32[2, 3]")) if told else ():
+                (line,) = (line for line in lines if name in line)
+                assert line.endswith(f"with grad_outputs: [{shape}]")
+        logger.setLevel(logging.DEBUG)
+        listing.lines.clear()
+        a = (x * 2).unbind()[0]
+        torch.autograd.grad([a.sum(), a.sum()], x)
+        assert any("[f32[3],None]" in line for line in listing.lines), listing.lines
+    finally:
+        logger.setLevel(before)
+        logger.propagate = spread
+        logger.removeHandler(listing)
+    case.same(x.grad, 4 * x.detach().exp())
 
 
 @claim("autograd.saved.disabled-hooks")

@@ -4,6 +4,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
+import warnings
 
 import numpy as np
 import pytest
@@ -542,3 +544,54 @@ def test_defaults_of_tf32(case):
         raise case.unsupported("these are switches of CUDA")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "True"]
+
+
+@claim("amp.autocast.refusals")
+def test_autocast_says_what_it_does_not_take(case):
+    for wrong, kind, words in ((torch.device("cpu"), ValueError, "type `str`"), ("nowhere", RuntimeError, "nowhere")):
+        with case.raises(kind, words):
+            torch.autocast(wrong)
+    for dtype in (torch.float64, torch.float32, torch.int8):
+        with pytest.warns(UserWarning, match="CPU.*not supported. Disabling autocast"):
+            made = torch.autocast("cpu", dtype=dtype)
+        with made:
+            assert not torch.is_autocast_enabled("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.autocast("cpu", dtype=torch.float64, enabled=False)
+    if not torch.cuda.is_available():
+        with pytest.warns(UserWarning, match="CUDA is not available"):
+            made = torch.autocast("cuda")
+        with made:
+            assert not torch.is_autocast_enabled("cuda")
+    with case.raises(ZeroDivisionError, ""), torch.autocast("cpu"):
+        raise ZeroDivisionError
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@claim("amp.autocast.decorates-callables")
+def test_autocast_decorates_callables_alone(case):
+    with case.raises(TypeError, "requires a callable, but got int"):
+        torch.autocast(case.device.type)(5)
+
+
+@claim("amp.custom.casts-structures")
+def test_custom_forward_casts_what_holds_tensors(case):
+    device, low, seen = case.device.type, case.tensor(3).to(LOW), {}
+    given = {"x": low, "list": [low, (low, "text")], "double": low.double(), "whole": low.long(), "raw": b"raw",
+             "array": np.ones(2), "none": None, "number": 3}  # fmt: skip
+
+    @torch.amp.custom_fwd(device_type=device, cast_inputs=torch.float32)
+    def forward(ctx, held, *, key):
+        seen.update(held, key=key)
+
+    with autocast(case):
+        forward(types.SimpleNamespace(), given, key=low)
+    assert [seen[k].dtype for k in ("x", "double", "whole", "key")] == [
+        torch.float32, torch.float64, torch.int64, torch.float32]  # fmt: skip
+    first, (second, text) = seen["list"]
+    assert (type(seen["list"]), first.dtype, second.dtype, text) == (list, torch.float32, torch.float32, "text")
+    assert type(seen["list"][1]) is tuple
+    assert (seen["raw"], seen["none"], seen["number"]) == (b"raw", None, 3)
+    assert seen["array"] is given["array"]
+    case.same(first, low.float())

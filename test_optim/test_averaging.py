@@ -315,3 +315,33 @@ def test_the_documented_argument_names_are_not_taken(case, name):
     options = {"swa_lr": 0.1} if name != "swa_lrs" else {}
     with case.raises(TypeError, name):
         swa_utils.SWALR(optimizer_of(case), **options, **{name: 0.1})
+
+
+@claim("averaging.model.function-of-lists")
+def test_functions_of_lists_change_the_first_in_place(case):
+    start, others = [torch.tensor([10, 20]), torch.tensor([7])], [torch.tensor([20, 40]), torch.tensor([27])]
+    whole = [each.clone() for each in start]
+    given(case, "get_ema_multi_avg_fn")(0.5)(whole, others, None)
+    assert torch.cat(whole).tolist() == [15, 30, 17]
+    for count in (torch.tensor(3), 3):
+        kept = [each.double() for each in start]
+        given(case, "get_swa_multi_avg_fn")()(kept, [each.double() for each in others], count)
+        case.close(torch.cat(kept), [12.5, 25.0, 12.0], k=3)  # a difference, a share of it and a sum
+
+
+@claim("averaging.update-bn.device")
+def test_batches_are_moved_only_if_a_device_is_given(case):
+    class Batch:
+        moves = 0
+
+        def to(self, device):
+            Batch.moves += 1
+            assert device == "there"
+            return x
+
+    x, layer = case.tensor(9, 3), nn.BatchNorm1d(3).to(case.device)
+    swa_utils.update_bn([Batch(), [Batch(), 5]], layer, device="there")
+    assert Batch.moves == 2
+    case.close(layer.running_mean, array(x).mean(0), k=9, scale=abs(array(x)).mean(0))
+    swa_utils.update_bn([x], layer)
+    assert Batch.moves == 2
