@@ -959,6 +959,22 @@ def module_forgets_beta(patch):
     patch.source(nn.SmoothL1Loss.forward, "beta=self.beta", "beta=1.0")
 
 
+@mutant("autograd.loss.binary-weights")
+def binary_weights_are_forgotten(patch):
+    """Weighs no element."""
+    patch.wrap(torch._C._nn, "binary_cross_entropy", lambda original, x, t, weight, mean: original(x, t, None, mean))
+
+
+@mutant("autograd.loss.binary-weights")
+def positive_weight_weighs_every_target(patch):
+    """Takes pos_weight for one more weight."""
+
+    def weighted(original, x, t, weight, positive, mean):
+        return original(x, t, weight if positive is None else weight * positive, None, mean)
+
+    patch.wrap(torch, "binary_cross_entropy_with_logits", weighted)
+
+
 @mutant("autograd.loss.mean-by-default")
 def sum_by_default(patch):
     """Adds up unless told otherwise."""

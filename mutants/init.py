@@ -92,6 +92,20 @@ def normal_forgets_its_mean(patch):
     patch.source(init._no_grad_normal_, "normal_(mean, std", "normal_(0, std")
 
 
+@mutant("init.functions.independent")
+def last_row_repeats_the_first(patch):
+    """Draws one row too few."""
+
+    def uniform(original, tensor, *options):
+        filled = original(tensor, *options)
+        with torch.no_grad():
+            filled[-1] = filled[0]
+        return filled
+
+    for name in ("_no_grad_uniform_", "_no_grad_normal_", "_no_grad_trunc_normal_"):
+        patch.wrap(init, name, uniform)
+
+
 @mutant("init.functions.defaults")
 def normal_defaults_to_a_small_deviation(patch):
     """Takes 0.05 by default, as Keras does."""

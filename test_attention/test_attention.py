@@ -110,8 +110,17 @@ def test_gradients_of_sdpa(case, size, kind):
 @pytest.mark.parametrize("rank", [3, 4])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 0.0])
 def test_scale_replaces_the_root(case, scale, rank):
-    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, 5, 7, 4, wide=3))
-    within(case, sdpa(case, q, k, v, scale=scale), reference.attention(*rounded(q, k, v), scale=scale))
+    for wide in (3, 4):  # values as wide as the keys take a kernel of their own
+        q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, 5, 7, 4, wide=wide))
+        within(case, sdpa(case, q, k, v, scale=scale), reference.attention(*rounded(q, k, v), scale=scale))
+
+
+@claim("attention.sdpa.formula")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("wide", [3, 4])
+def test_large_scores_do_not_overflow(case, wide):
+    q, k, v = queries_keys_values(case, 1, 2, 5, 17, 4, wide=wide, spread=40)
+    within(case, sdpa(case, q, k, v), reference.attention(*rounded(q, k, v)))
 
 
 @claim("attention.sdpa.boolean-mask")

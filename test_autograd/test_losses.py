@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from specs.reference import autograd as reference
-from torch_conformance.axes import FLOATING
+from torch_conformance.axes import FLOATING, PRECISE
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -92,6 +92,22 @@ def test_the_module_is_the_function(case, name, reduction):
     x, t = operands(case, name, (3, 7))
     loss = MODULES[name](reduction=reduction)
     case.same(loss(x, t).detach(), CALLS[name](x, t, reduction=reduction).detach())
+
+
+@claim("autograd.loss.binary-weights")
+@axes(dtype=PRECISE)
+def test_weights_multiply_the_losses_and_not_the_divisor(case):
+    weight, positive = (case.tensor_of(case.rng.uniform(0.3, 2, 7)) for _ in range(2))
+    for name, options in [("bce", {}), ("bce_with_logits", {}), ("bce_with_logits", {"pos_weight": positive})]:
+        x, t = operands(case, name, (3, 7))
+        p = array(x) if name == "bce" else 1 / (1 + np.exp(-array(x)))
+        parts = array(t) * np.log(p), (1 - array(t)) * np.log1p(-p)
+        wanted = -array(weight) * (parts[0] * (array(positive) if options else 1) + parts[1])
+        k, scale = 8 + 3, sizes(name, array(x), array(t))[0] * array(weight) * 2  # three products more, pos_weight < 2
+        losses = CALLS[name](x, t, weight=weight, reduction="none", **options)
+        case.close(losses, wanted, k=k, scale=scale)
+        mean = CALLS[name](x, t, weight=weight, reduction="mean", **options)
+        case.close(mean, wanted.sum() / 21, k=k + 21, scale=scale.sum() / 21)  # and the sum
 
 
 @claim("autograd.loss.mean-by-default")

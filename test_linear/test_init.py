@@ -105,6 +105,17 @@ def test_uniform(case, low, high):
 @axes(dtype=PRECISE)
 def test_normal(case):
     is_normal(case, init.normal_(case.tensor(997), 2.0, 0.3), 0.3, mean=2.0)
+    small = torch.cat([init.normal_(case.tensor(7), 2.0, 0.3) for _ in range(99)])  # drawn one by one
+    is_normal(case, small, 0.3, mean=2.0)
+
+
+@claim("init.functions.independent")
+@axes(dtype="float64")
+@pytest.mark.parametrize("name", [name for name in RANDOM if name != "sparse_"])
+def test_no_two_elements_are_the_same_draw(case, name):
+    for shape in [(23, 17), (5, 3)]:
+        values = fill(name, case.tensor(*shape))
+        assert values.abs().unique().numel() == values.numel()  # by chance: once in 1e10
 
 
 @claim("init.functions.defaults")

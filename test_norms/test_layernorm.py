@@ -111,10 +111,10 @@ def test_a_constant_row_gives_the_bias(case, size):
 
 @claim("norms.layernorm.gradients")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize("size", [1, 3, 8, 17, 33, 65])
-def test_gradients(case, size):
-    layer = case.module(nn.LayerNorm, size, eps=0.1)
-    backward(case, layer, case.tensor(5, size, requires_grad=True), case.tensor(5, size))
+@pytest.mark.parametrize("shape", [(5, 1), (1, 3), (5, 8), (1, 17), (5, 17), (5, 33), (1, 64), (5, 65)], ids=str)
+def test_gradients(case, shape):
+    layer = case.module(nn.LayerNorm, shape[1], eps=0.1)
+    backward(case, layer, case.tensor(*shape, requires_grad=True), case.tensor(*shape))
 
 
 @claim("norms.layernorm.gradients")

@@ -17,6 +17,7 @@ PATHS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fu
 FUSED_ON_CPU = {"SGD": "2.4", "Adam": "2.4", "AdamW": "2.4", "Adagrad": "2.4"}
 SHAPES = [
     (7,),
+    (1,),
     (),
     (3, 11),
     (31,),
