@@ -107,8 +107,8 @@ def test_a_tensor_a_list_or_a_generator_is_taken(case):
     layer = case.module(nn.Linear, 3, 2)
     results = []
     for parameters in (list(layer.parameters()), layer.parameters(), tuple(layer.parameters())):
-        layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
-        case.same(clip_grad_norm_(parameters, 1.0), torch.tensor(8.0).sqrt())
+        layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.ones_like(layer.bias)
+        case.same(clip_grad_norm_(parameters, 1.0), case.tensor_of(8.0).sqrt())
         results.append(layer.weight.grad.clone())
     case.same(results[0], results[1])
     case.same(results[0], results[2])

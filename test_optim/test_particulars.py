@@ -73,7 +73,9 @@ def test_a_state_of_an_older_release_loads(case, name):
         for key, value in later.items():
             found = optimizer.param_groups[0][key]
             assert found == value or (value is None and found is False), f"{key} is {found}, not {value}"
-        assert all(count.dtype == wanted and count.device == case.device for count in counts(optimizer, "step"))
+        places = {count.device.type for count in counts(optimizer, "step")}
+        assert all(count.dtype == wanted for count in counts(optimizer, "step"))
+        assert places <= {"cpu", case.device.type}, f"the count lies on {places}"
     give_gradients(case, parameters)
     follows(case, optimizer, parameters, law_of(case, name), options)
 
@@ -202,7 +204,7 @@ def test_sparse_gradients_are_zeroed_and_stay_sparse(case):
     for path in ("loop", "foreach"):
         p, q = parameters_of(case, [(5, 3), (4,)])
         optimizer = build(case, "SGD", [p, q], path, lr=0.1)
-        p.grad, q.grad = torch.ones(5, 3).to_sparse(), torch.ones(4)
+        p.grad, q.grad = torch.ones_like(p).to_sparse(), torch.ones_like(q)
         optimizer.zero_grad(set_to_none=False)
         assert p.grad.is_sparse, path
         assert not p.grad.to_dense().any(), path

@@ -257,7 +257,7 @@ def test_names_are_kept_and_saved(case, name):
 
 @claim("optim.groups.names-load-by-position")
 def test_names_do_not_steer_loading(case):
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    first, second = case.module(nn.Linear, 3, 3), case.module(nn.Linear, 3, 3)
     old = torch.optim.SGD([("a", first.weight), ("b", second.weight)], lr=0.1, momentum=0.5)
     new = torch.optim.SGD([("b", second.weight), ("a", first.weight)], lr=0.1, momentum=0.5)
     give_gradients(case, [first.weight, second.weight])

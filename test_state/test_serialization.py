@@ -173,9 +173,10 @@ def test_map_location_decides_the_place(case, form):
 @claim("state.file.map-location")
 @pytest.mark.parametrize("form", ["string", "device", "dict"])
 def test_map_location_moves(case, form):
-    forms = {"string": "meta", "device": torch.device("meta"), "dict": {str(case.device): "meta"}}
+    x = case.tensor(5)
+    forms = {"string": "meta", "device": torch.device("meta"), "dict": {str(x.device): "meta"}}
     try:
-        y = through_a_file({"x": case.tensor(5)}, map_location=forms[form])["x"]
+        y = through_a_file({"x": x}, map_location=forms[form])["x"]
     except RuntimeError as error:
         raise case.unsupported(f"torch {torch.__version__} loads nothing to meta: {error}"[:99]) from None
     assert y.device.type == "meta"

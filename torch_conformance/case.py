@@ -68,7 +68,7 @@ class Case:
         if isinstance(cls, type) and issubclass(cls, nn.modules.lazy.LazyModuleMixin):
             kwargs["device"] = self.device  # to move what is not there yet is a promise of its own
         layer = self.replace(cls)(*args, **kwargs)
-        layer = layer.to(device=self.device, dtype=self.dtype)
+        layer = devices.moved(layer, self.device, self.dtype)
         self.randomise(layer)
         return vias.module(layer, self)  # type: ignore[no-any-return]
 

@@ -8,13 +8,15 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from torch_conformance.axes import DTYPES, FLOATING, LAYOUTS, Point
 from torch_conformance.errors import UsageError
 
+M = TypeVar("M", bound=nn.Module)
 ENTRY_POINTS = "torch_conformance.backends"
 BACKENDS: list[ModuleType] = []  # what was imported beside torch, the last first
 
@@ -96,7 +98,8 @@ def probe(name: str, stated: Sequence[dict[str, Any]] = ()) -> Profile:
         torch.ones(1, device=device).cpu()
     except Exception as error:  # each backend has its own way of being absent
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"--device {name}: torch {torch.__version__} cannot use it: {first}") from None
+        hint = "" if BACKENDS else "; the module that registers a device is named by --backend"
+        raise UsageError(f"--device {name}: torch {torch.__version__} cannot use it: {first}{hint}") from None
     facts: dict[str, Any] = {
         "description": describe(device),
         "dtypes": tuple(dtype for dtype in DTYPES if works(computes, device, getattr(torch, dtype))),
@@ -169,6 +172,19 @@ def rng_state(device: torch.device) -> torch.Tensor | None:
         return torch.get_rng_state()
     get_rng_state = offered(device, "get_rng_state")
     return None if get_rng_state is None else torch.as_tensor(get_rng_state(*which(device))).cpu()
+
+
+def moved(layer: M, device: torch.device, dtype: torch.dtype) -> M:
+    """The layer, moved. What was one parameter stays one, though torch makes new ones for most foreign devices."""
+    if device.type == "cpu":
+        return layer.to(device=device, dtype=dtype)
+    owned = [(module._parameters, name) for module in layer.modules() for name in module._parameters]
+    before = [parameters[name] for parameters, name in owned]
+    layer = layer.to(device=device, dtype=dtype)
+    after: dict[int, nn.Parameter | None] = {}
+    for (parameters, name), old in zip(owned, before, strict=True):
+        parameters[name] = after.setdefault(id(old), parameters[name])
+    return layer
 
 
 def synchronise(device: torch.device) -> None:

@@ -137,7 +137,13 @@ def copy_from(op: Any, source: torch.Tensor, to: torch.Tensor, non_blocking: boo
     return aten.copy_(to, source)
 
 
+def efficient_zero(op: Any, size: list[int], **kwargs: Any) -> torch.Tensor:
+    """A tensor of zeros that has no memory is an offer, and this device has no use for it."""
+    return aten.zeros(size, **kwargs)
+
+
 OVERRIDES["resize_"] = resize_
+OVERRIDES["_efficientzerotensor"] = efficient_zero
 OVERRIDES["_copy_from"] = copy_from
 OVERRIDES["convolution_overrideable"] = lambda op, *args: aten.convolution(*args)
 OVERRIDES["convolution_backward_overrideable"] = lambda op, gradient, x, weight, *rest: aten.convolution_backward(
@@ -215,7 +221,7 @@ def operator(name: str) -> Any:
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=Module())
 clone_elsewhere = torch.UntypedStorage.clone
-torch.serialization.register_package(5, lambda storage: None, load_storage)
+torch.serialization.register_package(9, lambda storage: None, load_storage)
 torch.UntypedStorage.clone = clone_storage  # type: ignore[method-assign]
 KERNELS = [torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")]
 KERNELS[0].fallback(compute, "PrivateUse1")
