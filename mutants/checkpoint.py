@@ -367,3 +367,10 @@ def non_reentrant_generator_is_not_restored(patch):
 def segments_overlap(patch):
     """Runs the first function of the rest a second time."""
     patch.source(module.checkpoint_sequential, "run_function(end + 1,", "run_function(max(end, 0),")
+
+
+@mutant("checkpoint.rng.devices")
+def the_cpu_counts_as_an_accelerator(patch):
+    """Keeps the state of the CPU among those of the accelerators."""
+    states = [torch.get_rng_state()]
+    patch.wrap(torch.utils.checkpoint, "get_device_states", lambda o, *a: (["cpu"], states) if len(a) > 2 else o(*a))

@@ -674,3 +674,15 @@ def poisson_with_a_coarse_eps(patch):
     """Takes the eps of a normalisation layer."""
     before = nn.PoissonNLLLoss.__init__.__defaults__
     patch.set(nn.PoissonNLLLoss.__init__, "__defaults__", (*before[:3], 1e-5, *before[4:]))
+
+
+@mutant("module.activation.in-place")
+def silu_forgets_to_be_in_place(patch):
+    """Takes the flag and hands nothing on."""
+    patch.source(nn.SiLU.forward, "inplace=self.inplace", "")
+
+
+@mutant("module.activation.softmax-dim")
+def softmax_takes_the_channels_of_three_dimensions(patch):
+    """Takes dimension 1 wherever there is one."""
+    patch.source(nn.functional._get_softmax_dim, "ndim == 3", "False")

@@ -1337,3 +1337,10 @@ def tensor_decay_is_a_number(patch):
     patch.source(
         adam._single_tensor_adam, "addcmul_(param.clone(), weight_decay)", "add(param, alpha=weight_decay.item())"
     )
+
+
+@mutant("optim.lbfgs.defaults")
+def lbfgs_remembers_ten_steps(patch):
+    """Has the history that other libraries take."""
+    made = torch.optim.LBFGS.__init__
+    patch.set(made, "__defaults__", tuple(10 if value == 100 else value for value in made.__defaults__))

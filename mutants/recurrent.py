@@ -467,3 +467,9 @@ def dropout_above_one_taken(patch):
 def unbatched_state_taken_as_batched(patch):
     """Does not add the batch axis to the states."""
     patch.source(nn.GRU.forward, "hx = hx.unsqueeze(1)", "pass")
+
+
+@mutant("recurrent.layers.refusals")
+def any_packed_rank_is_taken(patch):
+    """Leaves the rank of packed data to the kernel."""
+    patch.source(torch.nn.RNNBase.check_input, "input.dim() != expected_input_dim", "False")

@@ -660,3 +660,19 @@ def test_weights_put_in_their_place_are_used(case, cls):
         setattr(layer, key, parameter)
     within(case, [layer(x, as_argument(states))[0]], [wanted])
     assert all(a is b for a, b in zip(layer.all_weights[0], other.parameters(), strict=True))
+
+
+@claim("recurrent.layers.refusals")
+def test_layers_refuse_what_they_cannot_run(case):
+    with case.raises(ValueError, "Unrecognized RNN mode: SPIN"):
+        nn.RNNBase("SPIN", WIDTH, HIDDEN)
+    sizes = torch.tensor([2, 1])
+    for cls in NETWORKS:
+        layer, zero = case.module(cls, WIDTH, HIDDEN), case.tensor(1, 2, HIDDEN)
+        state = (zero, zero) if cls is nn.LSTM else zero
+        for shape, words in (((3, 1, WIDTH), "2 dimensions"), ((3, WIDTH + 1), "equal to input_size")):
+            with case.raises(RuntimeError, "" if cls is nn.LSTM else words):  # whose rank the kernel alone checks
+                layer(nn.utils.rnn.PackedSequence(case.tensor(*shape), sizes), state)
+        for shape in ((WIDTH,), (1, 2, 3, WIDTH)):
+            with case.raises((RuntimeError, ValueError, AssertionError), "2-D or 3-D|2D or 3D|3 dim"):
+                layer(case.tensor(*shape))

@@ -569,3 +569,14 @@ def test_sequential_hands_on_preserve_rng_state(case, reentrant, preserve):
 def test_sequential_refuses_unknown_arguments(case):
     with case.raises((ValueError, TypeError), "Unexpected keyword arguments: factor"):
         checkpoint_sequential([torch.exp], 1, case.tensor(3), use_reentrant=False, factor=2)
+
+
+@claim("checkpoint.rng.devices")
+def test_tensors_of_the_cpu_have_no_device_states(case):
+    from torch.utils.checkpoint import get_device_states, set_device_states
+
+    x, before = case.tensor(3).cpu(), torch.get_rng_state()
+    for given in ((), (x,), ([x, (x,)], {"x": x}), (x, 5, "text")):
+        assert get_device_states(*given) == ([], [])
+    set_device_states([], [])
+    case.same(torch.get_rng_state(), before)

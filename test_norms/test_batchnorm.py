@@ -1175,3 +1175,18 @@ def test_conversion_keeps_the_mode(case, training):
     old.qconfig = "of quantisation"
     new = nn.SyncBatchNorm.convert_sync_batchnorm(old)
     assert (new.training, new.qconfig) == (training, "of quantisation")
+
+
+@claim("batchnorm.sync.needs-an-accelerator")
+def test_sync_batchnorm_trains_on_the_cpu_in_one_process_alone(case, monkeypatch):
+    if case.device.type != "cpu":
+        raise case.unsupported("the claim is of the CPU")
+    layer, x = case.module(nn.SyncBatchNorm, 5), case.tensor(9, 5)
+    for name, value in (("is_available", True), ("is_initialized", True)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with (
+        case.raises(ValueError, "SyncBatchNorm expected input tensor to be on (the )?GPU"),
+        case.unchanged(layer, x=x, but={"num_batches_tracked"}),
+    ):
+        layer.train()(x)
+    layer.eval()(x)

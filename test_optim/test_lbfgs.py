@@ -231,3 +231,15 @@ def test_there_is_one_group(case):
         torch.optim.LBFGS([{"params": [p]} for p in problem.parts])
     with case.raises(RuntimeError, "strong_wolfe"):
         lbfgs(problem, line_search_fn="armijo").step(problem)
+
+
+@claim("optim.lbfgs.defaults")
+def test_the_options_of_lbfgs_have_their_documented_defaults(case):
+    defaults = torch.optim.LBFGS(Quadratic(case).parts).defaults
+    assert {key: defaults[key] for key in DEFAULTS} == DEFAULTS
+
+
+DEFAULTS = {
+    "lr": 1, "max_iter": 20, "max_eval": 25, "tolerance_grad": 1e-7, "tolerance_change": 1e-9, "history_size": 100,
+    "line_search_fn": None,
+}  # fmt: skip

@@ -1166,3 +1166,42 @@ def test_layers_keep_what_they_were_made_with(case):
                 if isinstance(found, nn.Parameter) or (option == "bias" and found is None):
                     found = found is not None
                 assert found == value, f"{name}: {option} is {found!r}, not {value!r}"
+
+
+ACTIVATIONS = {
+    "ReLU": {}, "ReLU6": {}, "SiLU": {}, "Mish": {}, "ELU": {"alpha": 0.7}, "CELU": {"alpha": 0.7}, "SELU": {},
+    "LeakyReLU": {"negative_slope": 0.3}, "Threshold": {"threshold": 0.2, "value": 0.5}, "Hardtanh": {"min_val": -0.4},
+    "RReLU": {"lower": 0.2, "upper": 0.2}, "Hardsigmoid": {}, "Hardswish": {},
+}  # fmt: skip
+
+
+@claim("module.activation.in-place")
+def test_activations_in_place_change_their_input(case):
+    for name, options in ACTIVATIONS.items():
+        cls, x = getattr(nn, name), case.tensor(33)
+        before, wanted = x.clone(), cls(**options)(x)
+        case.same(x, before)
+        y = cls(**options, inplace=True)(x)
+        assert y is x, f"{name} makes a new tensor"
+        case.same(y, wanted)
+        assert not torch.equal(wanted, before), name
+
+
+@claim("module.activation.softmax-dim")
+def test_softmax_chooses_its_dimension_with_a_warning(case):
+    for shape, dim in (((), 0), ((3,), 0), ((3, 4), 1), ((3, 4, 5), 0), ((2, 3, 4, 5), 1)):
+        x = case.tensor(*shape)
+        for name in ("Softmax", "LogSoftmax", "Softmin"):
+            made = getattr(nn, name)()
+            old = type(made).__new__(type(made))
+            old.__setstate__({key: value for key, value in vars(made).items() if key != "dim"})
+            for each in (made, old):
+                with pytest.warns(UserWarning, match="Implicit dimension choice"):
+                    y = each(x)
+                assert torch.equal(y, getattr(nn, name)(dim)(x)), f"{name} of {shape}"
+    for shape in ((3, 4, 5), (2, 3, 4, 5)):
+        x = case.tensor(*shape)
+        case.same(nn.Softmax2d()(x), x.softmax(-3))
+    for shape in ((3, 4), (1, 2, 3, 4, 5)):
+        with case.raises((ValueError, AssertionError), "3D or 4D|2D or 3D|expected input"):
+            nn.Softmax2d()(case.tensor(*shape))
