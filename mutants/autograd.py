@@ -1676,3 +1676,9 @@ def only_roots_are_logged(patch):
 def edges_own_nothing(patch):
     """Hands out the node alone, which does not keep the graph behind it."""
     patch.source(graph.get_gradient_edge, "ownership_token=token", "ownership_token=None")
+
+
+@mutant("autograd.gradcheck.jacobians")
+def analytical_jacobian_is_doubled(patch):
+    """Sends 2 backwards where 1 is meant."""
+    patch.source(GRADCHECK.get_analytical_jacobian, "return jacobians1", "return [2 * each for each in jacobians1]")

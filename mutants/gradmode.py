@@ -360,3 +360,9 @@ def layout_policy_cannot_be_lifted(patch):
 def versions_are_not_put_back(patch):
     """Remembers the versions and leaves them as they have become."""
     patch.set(grad_mode._unsafe_preserve_version_counter, "__exit__", lambda self, *_: None)
+
+
+@mutant("gradmode.set-grad-enabled.entered-later")
+def entering_sets_nothing(patch):
+    """Leaves it at what making the object has set."""
+    patch.set(torch.set_grad_enabled, "__enter__", lambda self: None)

@@ -1,6 +1,7 @@
 """Tools beside backward: Jacobians and Hessians, forward mode, gradcheck, hooks on saved tensors, anomaly detection."""
 
 import logging
+import sys
 import warnings
 
 import numpy as np
@@ -374,6 +375,23 @@ def test_gradcheck_tells_right_from_wrong(case, fast_mode):
         gradcheck(WrongSquare.apply, x, fast_mode=fast_mode)
 
 
+@claim("autograd.gradcheck.jacobians")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_jacobians_may_be_had_without_a_verdict(case):
+    module, x = sys.modules["torch.autograd.gradcheck"], doubles(case, 3)
+    (numerical,) = module.get_numerical_jacobian(lambda given: given[0] ** 2, (x,))
+    analytical, reentrant, sizes, types = module.get_analytical_jacobian((x,), x**2)
+    wanted = np.diag(2 * array(x))
+    case.close(analytical[0].to(x.dtype), wanted, k=2, scale=abs(wanted) + 1)
+    assert (numerical - torch.from_numpy(wanted)).abs().max() < 1e-8  # rounding, 1e-16, over steps of 1e-6
+    assert (reentrant, sizes, types) == (True, True, True)
+    for wrong in (2.0, 1j):
+        with case.raises(ValueError, "grad_out"):
+            module.get_numerical_jacobian(lambda given: given[0] ** 2, (x,), grad_out=wrong)
+        with case.raises(ValueError, "grad_out"):
+            module.get_analytical_jacobian((x,), x**2, grad_out=wrong)
+
+
 @claim("autograd.gradcheck.needs-double")
 def test_gradcheck_warns_of_single_precision(case):
     x = case.tensor(3, dtype=torch.float32, requires_grad=True)
@@ -717,7 +735,10 @@ def test_backward_logs_its_nodes_when_asked(case):
             logger.setLevel(level)
             listing.lines.clear()
             y = x.exp()
-            (y + y).sum().backward()
+            loss = (y + y).sum()
+            for again in (True, False):
+                listing.lines.clear()
+                loss.backward(retain_graph=again)
             lines = [line for line in listing.lines if line.startswith("Executing")]
             assert len(lines) == told, lines
             for name, shape in (("SumBackward", "f32[]"), ("ExpBackward", "f32[2, 3]")) if told else ():
@@ -732,7 +753,7 @@ def test_backward_logs_its_nodes_when_asked(case):
         logger.setLevel(before)
         logger.propagate = spread
         logger.removeHandler(listing)
-    case.same(x.grad, 4 * x.detach().exp())
+    case.same(x.grad, 8 * x.detach().exp())
 
 
 @claim("autograd.saved.disabled-hooks")

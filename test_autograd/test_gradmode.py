@@ -220,6 +220,16 @@ def test_a_context_can_be_entered_again(case, cls):
             assert not torch.is_inference_mode_enabled()
 
 
+@claim("gradmode.set-grad-enabled.entered-later")
+def test_set_grad_enabled_sets_again_when_it_is_entered(case):
+    for mode in (True, False):
+        context = torch.set_grad_enabled(mode)
+        torch.set_grad_enabled(not mode)
+        with context:
+            assert torch.is_grad_enabled() == mode
+        assert torch.is_grad_enabled()
+
+
 @claim("gradmode.context.entered-not-made")
 @pytest.mark.parametrize("cls", [torch.no_grad, torch.inference_mode])
 def test_making_a_context_changes_nothing_until_it_is_entered(case, cls):
