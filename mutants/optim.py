@@ -784,6 +784,17 @@ def parameters_only(patch):
     )
 
 
+@mutant("optim.paths.own-step-counts")
+def all_count_with_the_first(patch):
+    """Corrects every parameter of a group by the count of its first."""
+
+    def stepping(original, params, grads, averages, squares, largest, steps, **options):
+        original(params, grads, averages, squares, largest, [steps[0].clone() for _ in steps], **options)
+        torch._foreach_add_(steps, 1)
+
+    patch.wrap(adam, "_multi_tensor_adam", stepping)
+
+
 @mutant("optim.step.empty")
 def empty_step_raises(patch):
     """Reaches for the first gradient without looking whether there is any."""
