@@ -86,6 +86,8 @@ class Call:
             return value
         if id(value) in self.given:
             return self.given[id(value)]
+        if value.layout is not torch.strided:
+            raise NotImplementedError(f"{value.layout} is not supported on this device")
         base = self.bases.get(value.untyped_storage().data_ptr())
         if base is not None and base.dtype == value.dtype:  # in inference mode, too, a view is what its base is
             return aten.as_strided.default.redispatch(CPU, base, value.shape, value.stride(), value.storage_offset())
