@@ -81,13 +81,13 @@ def closeness(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = Non
     info = torch.finfo(actual.dtype)
     reference_too = 2 if info.eps < 1e-15 else 1
     size = np.abs(wanted) if scale is None else np.abs(np.asarray(scale, dtype=float))
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        bound = np.broadcast_to(reference_too * (k * info.eps * size + info.tiny), wanted.shape)
+    with np.errstate(invalid="ignore", over="ignore"):
+        bound = reference_too * (k * info.eps * size + info.tiny)
         error = np.abs(values - wanted)
-        special = ~np.isfinite(wanted) | ~np.isfinite(values)
-        matches = (values == wanted) | (np.isnan(values) & np.isnan(wanted))
-        error = np.where(special, np.where(matches, 0.0, np.inf), error)
-        ratio = np.where(error == 0, 0.0, error / bound)
+        if not np.isfinite(error).all():
+            alike = (values == wanted) | (np.isnan(values) & np.isnan(wanted))
+            error = np.where(alike, 0.0, np.where(np.isnan(error), np.inf, error))
+        ratio = np.divide(error, bound, out=np.zeros(wanted.shape), where=error != 0)
     if not ratio.size:
         return Closeness(0.0, (), 0.0, 0.0, 0.0, 0.0, actual.dtype)
     where = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
@@ -97,7 +97,7 @@ def closeness(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = Non
         actual=values[where].item(),
         expected=wanted[where].item(),
         error=float(error[where]),
-        bound=float(bound[where]),
+        bound=float(np.broadcast_to(bound, ratio.shape)[where]),
         dtype=actual.dtype,
     )
 

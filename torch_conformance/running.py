@@ -32,13 +32,14 @@ class Running:
         last = nextitem is None or nextitem.parent is not item.parent
         if CASES not in item.stash and (last or not claims_of(item) or not is_plain(item)):
             return None
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         call = pytest.CallInfo.from_call(lambda: self.run_plain(item), when="call", reraise=ENDS_THE_RUN)
-        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
-        item.ihook.pytest_runtest_logreport(report=report)
+        report = hook.pytest_runtest_makereport(item=item, call=call)
+        hook.pytest_runtest_logreport(report=report)
         if report.failed:
-            item.ihook.pytest_exception_interact(node=item, call=call, report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+            hook.pytest_exception_interact(node=item, call=call, report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def run_plain(self, item: Any) -> None:
