@@ -1,7 +1,7 @@
 """tox plugin: an environment named torchX.Y[.Z] is made of that torch and of what the suite needs beside it.
 
 tox itself would take only the listed names and would want a table of versions; what each torch can live with is known
-to `torch_conformance.environments`, which the gate uses too.
+to `torch_conformance.upgrade.environments`, which the gate uses too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tox.plugin import impl
 from tox.tox_env.python.pip.req_file import PythonDeps
 
 sys.path.insert(0, str(Path(__file__).parent))
-from torch_conformance import environments
+from torch_conformance.upgrade import environments
 
 NAME = re.compile(r"(?:^|-)torch(\d+\.\d+[\w.+]*)(?:-|$)")
 DEFAULT = "2.13.0"

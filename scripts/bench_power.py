@@ -25,7 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from torch_conformance import bench, kernels  # noqa: E402
+from torch_conformance.bench import kernels  # noqa: E402
+from torch_conformance.bench.comparison import compare_kernels  # noqa: E402
 
 PLANTS = (0.03, 0.05, 0.10, 0.20)
 LIMIT = 0.05  # of the naive rule: pytest-benchmark's --benchmark-compare-fail=min:5%
@@ -74,7 +75,7 @@ def compare(options: argparse.Namespace, plants: int) -> dict[str, object]:
     """One run, with that many kernels slowed by each amount."""
     names = [kernel.name for kernel in kernels.catalogue()]
     planted = dict(zip(random.sample(names, plants * len(PLANTS)), PLANTS * plants, strict=True))
-    result = bench.compare_kernels(options.python, options.python, budget_seconds=options.budget, slowdowns=planted)
+    result = compare_kernels(options.python, options.python, budget_seconds=options.budget, slowdowns=planted)
     found = result.to_json()
     words = [row["verdict"] for row in found["kernels"]]
     return {

@@ -12,10 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from torch_conformance import bench, plot
+from torch_conformance.bench import command, plot, sides
+from torch_conformance.bench.comparison import (
+    BenchResult,
+    KernelResult,
+    _Comparison,
+    build_warnings,
+    compare_kernels,
+    limit_at,
+)
+from torch_conformance.bench.kernels import Kernel
+from torch_conformance.bench.paired import Interval, Looks, interval, miss, narrowest_rank, verdict, within
 from torch_conformance.errors import UsageError
-from torch_conformance.kernels import Kernel
-from torch_conformance.paired import Interval, Looks, interval, miss, narrowest_rank, verdict, within
 
 LAYER = Kernel("layer_norm", "s", "float32", "backward")
 GROUP = Kernel("group_norm", "s", "float32", "backward")
@@ -105,11 +113,11 @@ def test_within_takes_the_reciprocal_below():
 
 
 def judged(ratios, rank, threshold=0.05):
-    comparison = bench._Comparison(
+    comparison = _Comparison(
         (Path("a"), Path("b")), [LAYER], "cpu", 1, {}, random.Random(0), print, threshold, 0.01, Looks(66)
     )
     result = comparison.results[0]
-    result.launches = [bench.Measured([100.0, 300.0], [100 * ratio, 300.0]) for ratio in ratios]
+    result.launches = [sides.Measured([100.0, 300.0], [100 * ratio, 300.0]) for ratio in ratios]
     return result, comparison._judge(result, rank)
 
 
@@ -146,12 +154,12 @@ def test_a_slower_kernel_whose_interval_holds_the_threshold_is_looked_at_again()
 
 def outcome(*entries, missing=()):
     results = [
-        bench.KernelResult(LAYER, [bench.Measured([1000.0], [1000.0])], Interval(low, low, high, 0.99, 12), word)
+        KernelResult(LAYER, [sides.Measured([1000.0], [1000.0])], Interval(low, low, high, 0.99, 12), word)
         for word, low, high in entries
     ]
     about = {"torch": "2", "build": "cpu", "python": "3.11", "executable": "x"}
     limits = {side: {"copy": [(1024, 10.0), (2**22, 40.0)]} for side in ("old", "new")}
-    return bench.BenchResult(about, about, results, list(missing), limits, [], 0.05, 0.01, 0.05, 12, 9.0, (1.0, 1.0))
+    return BenchResult(about, about, results, list(missing), limits, [], 0.05, 0.01, 0.05, 12, 9.0, (1.0, 1.0))
 
 
 SAME, SLOWER, MUCH = ("same", 0.99, 1.01), ("slower", 1.02, 1.07), ("slower", 1.06, 1.08)
@@ -188,18 +196,18 @@ def test_result_is_json_with_what_the_gate_reads():
 
 def test_limit_is_interpolated_between_measured_sizes():
     curve = [(1024, 10.0), (4096, 40.0)]
-    assert bench.limit_at(curve, 2048) == pytest.approx(20.0)  # half way on logarithmic axes
-    assert (bench.limit_at(curve, 1), bench.limit_at(curve, 10**9), bench.limit_at([], 5)) == (10.0, 40.0, None)
+    assert limit_at(curve, 2048) == pytest.approx(20.0)  # half way on logarithmic axes
+    assert (limit_at(curve, 1), limit_at(curve, 10**9), limit_at([], 5)) == (10.0, 40.0, None)
 
 
 def test_builds_of_two_kinds_are_warned_of():
     cpu, cuda = {"build": "cpu", "python": "3.11"}, {"build": "cuda 13.0", "python": "3.11"}
-    assert "builds differ" in bench.build_warnings(cpu, cuda)[0]
-    assert bench.build_warnings(cuda, {"build": "cuda 13.2", "python": "3.11"}) == []
+    assert "builds differ" in build_warnings(cpu, cuda)[0]
+    assert build_warnings(cuda, {"build": "cuda 13.2", "python": "3.11"}) == []
 
 
 def test_table_names_the_worst_first_and_says_what_counts():
-    text = list(bench.lines(outcome(SAME, SLOWER, MUCH)))
+    text = list(command.lines(outcome(SAME, SLOWER, MUCH)))
     verdicts = [line.split("  ")[-1] for line in text if line.startswith("layer_norm")]
     assert verdicts == ["slower by more than 5 %", "slower", "same within 1.0 %"]
     assert "2 slower, 0 faster, 1 same, 0 undecided; 1 slower by more than 5 %" in text[-1]
@@ -251,7 +259,7 @@ def fake(tmp_path):
 
 
 def compare(old, new, kernels=(LAYER, GROUP), **options):
-    return bench.compare_kernels(old, new, kernels=list(kernels), budget_seconds=60, seed=1, **options)
+    return compare_kernels(old, new, kernels=list(kernels), budget_seconds=60, seed=1, **options)
 
 
 def verdicts(result):

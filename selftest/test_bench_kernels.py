@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_conformance import kernels
-from torch_conformance.kernels import Kernel, minimal_bytes
+from torch_conformance.bench import kernels
+from torch_conformance.bench.kernels import Kernel, minimal_bytes
 
 SMALL = {norm: (2, 3, 40) if norm in ("layer_norm", "rms_norm") else (2, 64, 3, 5) for norm in kernels.NORMS}
 
@@ -90,7 +90,7 @@ def test_triad_adds_a_multiple():
 
 
 def test_the_worker_answers_in_the_interpreter_of_this_test():
-    worker = Path(kernels.__file__).with_name("bench_worker.py")
+    worker = Path(kernels.__file__).with_name("worker.py")
     requests = [
         {"do": "build", "kernel": "layer_norm/s/float32/forward-eval"},
         {"do": "block", "calls": 2, "copy": 1},

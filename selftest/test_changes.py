@@ -80,9 +80,7 @@ def test_an_example_shows_the_same_twice():
     from torch_conformance import surface
 
     with surface.quiet():
-        first, second = (
-            [surface.run(change.example) for change in changes.load() if change.example] for _ in range(2)
-        )
+        first, second = ([surface.run(change.example) for change in changes.load() if change.example] for _ in range(2))
     assert first == second
 
 

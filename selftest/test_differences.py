@@ -8,10 +8,11 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from selftest.test_results import record
-from torch_conformance import claims, compare, differences, results, wording
+from torch_conformance import claims, results
 from torch_conformance.__main__ import main
 from torch_conformance.changes import Change
 from torch_conformance.claims import Claim
+from torch_conformance.upgrade import compare, differences, wording
 
 EVAL, TRAIN, NEW_CLAIM = "dropout.eval.identity", "dropout.train.rate", "dropout.new.promise"
 CLAIMS = {

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from torch_conformance import environments
-from torch_conformance.environments import CannotInstall, NoInterpreter, NoSuchVersion
+from torch_conformance.upgrade import environments
+from torch_conformance.upgrade.environments import CannotInstall, NoInterpreter, NoSuchVersion
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def processes(name):
 
 
 def test_without_xdist_a_crash_would_end_the_run_and_the_gate_says_so(pretend, gate, monkeypatch):
-    from torch_conformance import environments
+    from torch_conformance.upgrade import environments
 
     def refuse(*_):
         raise environments.CannotInstall("no network")
@@ -201,7 +201,7 @@ def test_the_gate_needs_no_torch_of_its_own():
     script = """
         import sys
         sys.modules["torch"] = None
-        from torch_conformance import compare, differences, environments, gate, ledger, wording
+        from torch_conformance.upgrade import compare, differences, environments, gate, ledger, wording
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True)
 
@@ -210,8 +210,8 @@ def test_the_gate_needs_no_torch_of_its_own():
 
 
 def test_a_kernel_is_one_line_of_meaning_accuracy_and_speed(tmp_path):
-    from torch_conformance import differences
-    from torch_conformance import gate as module
+    from torch_conformance.upgrade import differences
+    from torch_conformance.upgrade import gate as module
 
     def side(name, headroom):
         path = tmp_path / name

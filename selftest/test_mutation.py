@@ -63,6 +63,7 @@ def test_every_mutant_leaves_torch_as_it_was(places, monkeypatch):
         original(patch, name, *args)
 
     monkeypatch.setattr(mutation.Patch, "kernel", kernel)
+
     def moved_by(mutants):
         before = picture(places)
         for mutant in mutants:

@@ -62,6 +62,7 @@ def test_bad_input_is_one_line(text):
         parse(text)
     assert "\n" not in str(caught.value)
 
+
 NORMS = """
 import torch
 from torch import nn

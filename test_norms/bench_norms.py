@@ -15,9 +15,9 @@ import time
 import pytest
 import torch
 
-from torch_conformance import kernels
+from torch_conformance.bench import kernels
+from torch_conformance.bench.kernels import Kernel
 from torch_conformance.devices import default_devices
-from torch_conformance.kernels import Kernel
 
 pytest.importorskip("pytest_benchmark")
 

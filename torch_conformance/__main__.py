@@ -22,6 +22,14 @@ COMMANDS = {
     "deviations": "write the entries for what is violated now, ready to be explained",
     "ledger": "the committed summary of each torch version",
 }
+MODULES = {
+    "compare": "upgrade.compare",
+    "bench": "bench.command",
+    "gate": "upgrade.gate",
+    "report": "report",
+    "mutants": "matrix",
+    "ledger": "upgrade.ledger",
+}
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -43,10 +51,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def module(command: str) -> str:
-    return f"commands.{command}" if command in ("run", "claims", "explain", "cite") else MODULES.get(command, command)
-
-
-MODULES = {"mutants": "matrix", "deviations": "commands.deviations"}
+    return MODULES.get(command, f"commands.{command}")
 
 
 def main(arguments: list[str] | None = None) -> int:

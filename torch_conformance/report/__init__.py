@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_conformance import claims, compare, results
+from torch_conformance import claims, results
 from torch_conformance.claims import Chapter, Claim
 from torch_conformance.errors import UsageError
 from torch_conformance.results import OUTCOMES, Case, ResultFile
+from torch_conformance.upgrade import compare
 
 PLACE = Path(__file__).parent
 MOST_REASONS = 4

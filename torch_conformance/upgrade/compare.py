@@ -7,10 +7,11 @@ import contextlib
 import json
 from pathlib import Path
 
-from torch_conformance import changes, claims, differences, results, wording
+from torch_conformance import changes, claims, results
 from torch_conformance.errors import UsageError
+from torch_conformance.upgrade import differences, wording
 
-SPECS = Path(__file__).resolve().parent.parent / "specs"
+SPECS = Path(__file__).resolve().parents[2] / "specs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

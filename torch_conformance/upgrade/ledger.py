@@ -15,12 +15,13 @@ from typing import Any
 
 from packaging.version import Version
 
-from torch_conformance import compare, results
-from torch_conformance.differences import GROWTH, NEAR
+from torch_conformance import results
 from torch_conformance.errors import UsageError
 from torch_conformance.results import ResultFile
+from torch_conformance.upgrade import compare
+from torch_conformance.upgrade.differences import GROWTH, NEAR
 
-LEDGER = Path(__file__).resolve().parent.parent / "results"
+LEDGER = Path(__file__).resolve().parents[2] / "results"
 Entry = dict[str, Any]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from torch_conformance.differences import Comparison, Difference, counted
 from torch_conformance.results import ResultFile
+from torch_conformance.upgrade.differences import Comparison, Difference, counted
 
 TITLES = {
     "regressed": "regressed",

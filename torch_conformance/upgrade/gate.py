@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch_conformance import compare, differences, environments, results, wording
-from torch_conformance.environments import Environment
+from torch_conformance import results
 from torch_conformance.errors import UsageError
+from torch_conformance.upgrade import compare, differences, environments, wording
+from torch_conformance.upgrade.environments import Environment
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MOST_RESTARTS = 1000  # every crash costs one case; a torch that crashes in more than these is no candidate
 EPILOG = """
 OLD and NEW are a torch version (2.13.0, or 2.13 for the newest of it), a wheel, or a python executable that has torch.
@@ -222,10 +223,10 @@ def time_kernels(
         comparison.remarks.append("one interpreter on both sides: the kernels are not timed against themselves")
         return
     try:
-        from torch_conformance import bench
+        from torch_conformance.bench.comparison import compare_kernels
 
         with progress:
-            timed = bench.compare_kernels(old, new, budget_seconds=options.kernel_budget, progress=progress.say)
+            timed = compare_kernels(old, new, budget_seconds=options.kernel_budget, progress=progress.say)
     except KeyboardInterrupt:
         comparison.remarks.append("interrupted while the kernels were timed: no verdict on speed")
         return

@@ -1,0 +1,193 @@
+"""The two sides of a comparison: worker processes, and the launch that times a kernel in both by turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+from torch_conformance.errors import UsageError
+
+WORKER = Path(__file__).with_name("worker.py")
+SAMPLE_NS = 400_000
+QUADS = (3, 6)  # at least, at most; more are run until each side's two best blocks agree
+AGREE = 1.01
+START_SECONDS = 120
+REPLY_SECONDS = 60
+# glibc otherwise decides, process by process, between reusing an output's memory and mapping it anew at each call:
+# a factor of 3 that has nothing to do with torch.
+MALLOC = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("hugetlb=1", "mmap_threshold=33554432", "trim_threshold=4294967296", "top_pad=67108864")
+)
+
+
+class WorkerFailed(Exception):
+    """A worker died, hung, or answered with an error."""
+
+
+class Side:
+    """A worker process: started without waiting, asked by one JSON line, answering by one."""
+
+    def __init__(
+        self, label: str, interpreter: Path, device: str, threads: int, cpus: Sequence[int], env: dict[str, str]
+    ):
+        self.label = label
+        command = [str(interpreter), str(WORKER), "--device", device, "--threads", str(threads)]
+        command += ["--cpus", ",".join(map(str, cpus))] if cpus else []
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._pending = b""
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=env, bufsize=0
+            )
+        except OSError as error:
+            raise UsageError(f"{label}: cannot run {interpreter}: {error.strerror}") from error
+
+    def greeting(self) -> dict[str, Any]:
+        """What the worker says of itself once torch is imported."""
+        return self._reply(START_SECONDS)
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """The reply to a request. Raises WorkerFailed when there is none, or it is an error."""
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        except BrokenPipeError:
+            raise WorkerFailed(f"{self.label}: the worker died ({self._last_words()})") from None
+        reply = self._reply(REPLY_SECONDS)
+        if "error" in reply:
+            raise WorkerFailed(f"{self.label}: {reply['error']}")
+        return reply
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self._errors):
+            if pipe:
+                pipe.close()
+
+    def _reply(self, seconds: float) -> dict[str, Any]:
+        assert self.process.stdout
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._pending:
+            if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise WorkerFailed(f"{self.label}: the worker gave no answer in {seconds:.0f} s")
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                raise WorkerFailed(f"{self.label}: the worker died ({self._last_words()})")
+            self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _last_words(self) -> str:
+        self.process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else f"exit status {self.process.returncode}, no message"
+
+
+class Launch:
+    """A fresh pair of workers. It imports torch while the launch before it is measured, on the other CPUs."""
+
+    def __init__(
+        self, interpreters: tuple[Path, Path], device: str, threads: int, cpus: Sequence[int], env: dict[str, str],
+        shuffle: random.Random,
+    ):  # fmt: skip
+        labels = [("OLD", interpreters[0]), ("NEW", interpreters[1])]
+        shuffle.shuffle(labels)
+        started: dict[str, Side] = {}
+        try:
+            for label, interpreter in labels:
+                started[label] = Side(label, interpreter, device, threads, cpus, env)
+        except UsageError:
+            for side in started.values():
+                side.close()
+            raise
+        self.sides = (started["OLD"], started["NEW"])
+        self.shuffle = shuffle
+
+    def greetings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.sides[0].greeting(), self.sides[1].greeting()
+
+    def settle(self, cpus: Sequence[int]) -> int | None:
+        """Moves both sides to the CPU, of a few tried, of which most can be had; returns it."""
+        if len(cpus) < 1:
+            return None
+        tried = self.shuffle.sample(list(cpus), min(4, len(cpus)))
+        shares = {}
+        for cpu in tried:
+            self.sides[0].ask("bind", cpu=cpu)
+            shares[cpu] = round(self.sides[0].ask("probe", seconds=0.015)["share"], 1)
+        best = max(tried, key=lambda cpu: shares[cpu])
+        for side in self.sides:
+            side.ask("bind", cpu=best)
+        return best
+
+    def measure(self, name: str, slowdown: float = 0.0, quads: tuple[int, int] = QUADS) -> Measured:
+        """Times one kernel on both sides, in turns."""
+        rough = []
+        for side, planted in zip(self.sides, (0.0, slowdown), strict=True):
+            reply = side.ask("build", kernel=name, slowdown=planted)
+            if "unsupported" in reply:
+                raise Missing(side.label, reply["unsupported"])
+            rough.append(reply["ns"])
+        calls = max(1, round(SAMPLE_NS / max(rough)))
+        blocks: tuple[list[float], list[float]] = ([], [])
+        for quad in range(quads[1]):
+            first = self.shuffle.randrange(2)
+            for turn in (first, 1 - first, 1 - first, first):
+                blocks[turn].append(self.sides[turn].ask("block", calls=calls, copy=quad)["ns"])
+            if quad + 1 >= quads[0] and all(agree(side) for side in blocks):
+                break
+        return Measured(*blocks)
+
+    def close(self) -> None:
+        for side in self.sides:
+            side.close()
+
+
+class Missing(Exception):
+    """One side lacks the kernel."""
+
+    def __init__(self, label: str, reason: str):
+        super().__init__(f"{label}: {reason}")
+        self.label = label
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Block times of one kernel in one launch, in ns a call."""
+
+    old: list[float]
+    new: list[float]
+
+    @property
+    def log_ratio(self) -> float:
+        return log(min(self.new) / min(self.old))
+
+
+def agree(blocks: Sequence[float]) -> bool:
+    """Whether the two best blocks of one side are alike: a stopping rule blind to the other side."""
+    best = sorted(blocks)[:2]
+    return best[1] <= AGREE * best[0]
+
+
+def worker_environment(scratch: str, threads: int) -> dict[str, str]:
+    """The environment that both sides run in."""
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    inherited = env.get("GLIBC_TUNABLES")
+    env["GLIBC_TUNABLES"] = f"{inherited}:{MALLOC}" if inherited else MALLOC
+    if env.pop("PYTHONDONTWRITEBYTECODE", None):  # every launch would compile torch's sources again
+        env["PYTHONPYCACHEPREFIX"] = scratch
+    return env
