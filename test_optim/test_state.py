@@ -19,6 +19,7 @@ from test_optim.stepping import (
     give_gradients,
     law_of,
     loops,
+    options_of,
     parameters_of,
     remembered,
 )
@@ -31,17 +32,25 @@ names = pytest.mark.parametrize("name", ALL)
 
 
 @claim("optim.step.in-place")
+@axes(dtype=("float32", "bfloat16"))
 @every
 def test_a_step_changes_parameters_in_place_and_nothing_else(case, name, path):
     """Same objects, new versions; gradients keep object, bits and version; no random number, no grad mode."""
-    parameters = parameters_of(case)
-    optimizer = build(case, name, parameters, path, **USUAL[name])
-    for _ in range(2):
-        give_gradients(case, parameters)
-        named = {f"p{i}": p for i, p in enumerate(parameters)}
-        with case.unchanged(**named, but=set(named)):
-            optimizer.step()
-        assert all(p.is_leaf and p.requires_grad and p.grad_fn is None for p in parameters)
+    usual = USUAL[name]
+    variants = [usual]
+    if "maximize" in options_of(getattr(torch.optim, name, object)):
+        variants.append({**usual, "maximize": not usual.get("maximize")})
+    if name == "SGD":
+        variants.append({"lr": 0.3, "momentum": 0.7, "nesterov": True})
+    for options in variants:
+        parameters = parameters_of(case)
+        optimizer = build(case, name, parameters, path, **options)
+        for _ in range(2):
+            give_gradients(case, parameters)
+            named = {f"p{i}": p for i, p in enumerate(parameters)}
+            with case.unchanged(**named, but=set(named)):
+                optimizer.step()
+            assert all(p.is_leaf and p.requires_grad and p.grad_fn is None for p in parameters)
 
 
 @claim("optim.step.spoils-older-graphs")
