@@ -32,7 +32,6 @@ names = pytest.mark.parametrize("name", ALL)
 
 
 @claim("optim.step.in-place")
-@axes(dtype=("float32", "bfloat16"))
 @every
 def test_a_step_changes_parameters_in_place_and_nothing_else(case, name, path):
     """Same objects, new versions; gradients keep object, bits and version; no random number, no grad mode."""
