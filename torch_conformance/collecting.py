@@ -59,6 +59,7 @@ class Collecting:
         if unwanted:
             self.config.hook.pytest_deselected(items=list(unwanted))
             items[:] = [item for item in items if item not in unwanted]
+        share_places(items)
         gc.freeze()  # the tests live to the end, so that looking through them again and again finds nothing
 
     def require_parameters(self, items: list[Any]) -> None:
@@ -97,6 +98,17 @@ class Collecting:
         bare = [c.id for chapter in here for c in chapter.claims if c.id not in tested and not c.retired]
         if bare:
             raise pytest.UsageError(f"no test asserts {', '.join(bare)}")
+
+
+def share_places(items: list[pytest.Item]) -> None:
+    """Give all cases of a test the place of the first, for which pytest would look anew in each, at 0.1 ms."""
+    places: dict[str, tuple[str, int | None]] = {}
+    for item in items:
+        if claims_of(item) and isinstance(item.parent, pytest.Module):
+            test = test_of(item)
+            if test not in places:
+                places[test] = item.location[:2]
+            vars(item)["location"] = (*places[test], item.name)
 
 
 def is_whole(config: pytest.Config) -> bool:
