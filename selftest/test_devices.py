@@ -11,6 +11,7 @@ from torch_conformance import devices
 from torch_conformance.axes import LAYOUTS, Axes, Point
 from torch_conformance.case import Case, Unsupported
 from torch_conformance.errors import UsageError
+from torch_conformance.marks import since
 from torch_conformance.settings import ROOT
 
 CPU = torch.device("cpu")
@@ -87,7 +88,7 @@ VERDICTS = {
 }
 
 
-@pytest.mark.skipif(torch.__version__ < "2.11", reason="a device in pure Python needs torch 2.11")
+@pytest.mark.skipif(not since("2.11"), reason="a device in pure Python needs torch 2.11")
 @pytest.mark.parametrize("name", VERDICTS)
 def test_the_miniatures_are_told_apart(tmp_path, name):
     claims = ["dropout.train.survivors-scaled", "dropout.eval.*", "batchnorm.running.*", "autograd.accumulate.adds*"]

@@ -6,8 +6,9 @@ from torch import nn
 
 from torch_conformance.axes import Point, executes_a_subject, spared
 from torch_conformance.case import Case, Unsupported
+from torch_conformance.marks import since
 
-pytestmark = pytest.mark.skipif(torch.__version__ < "2.4", reason="executes in eager mode only")
+pytestmark = pytest.mark.skipif(not since("2.4"), reason="executes in eager mode only")
 QUICK = ["functional", "vmap", "aot", "export"]
 
 

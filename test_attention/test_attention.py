@@ -13,12 +13,11 @@ from specs.reference import attention as reference
 from specs.reference.rounding import Rounded, gelu, gradients, own_errors, relu, sharpened
 from torch_conformance.axes import FLOATING, PRECISE
 from torch_conformance.checks import array, eps
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 # queries (…, L, E) and keys (…, S, E): vector tails, more than one block of queries, more than one block of keys
 SIZES = [(2, 3, 5, 7, 4), (1, 1, 33, 17, 17), (1, 2, 2, 520, 3), (1, 1, 200, 3, 1), (2, 1, 1, 1, 8)]
 WIDTH, HEADS = 6, 2
-RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def sdpa(case, *args, **kwargs):
@@ -59,7 +58,7 @@ def hidden(case, *shape):
 
 def padding_mask(case, *shape):
     """A mask of keys with floats, or where torch is too old to take one, with booleans."""
-    return case.tensor(*shape) if RELEASE >= (2, 0) else hidden(case, *shape)
+    return case.tensor(*shape) if since("2.0") else hidden(case, *shape)
 
 
 def additive(mask):
@@ -694,7 +693,7 @@ def test_encoder_layer_follows_its_formula(case, norm_first, activation):
 @claim("attention.encoder-layer.formula")
 @axes(dtype=IN_FULL)
 def test_encoder_layer_without_bias(case):
-    if RELEASE < (2, 1):
+    if not since("2.1"):
         raise case.unsupported("bias=False came with torch 2.1")
     layer, x = encoder_layer(case, bias=False), case.tensor(2, 5, WIDTH)
     assert not any("bias" in name for name, _ in layer.named_parameters())
@@ -835,7 +834,7 @@ FAST = {
 @claim("attention.encoder-layer.fast-path-only-in-eval")
 @pytest.mark.parametrize("how", FAST)
 def test_when_the_fused_kernel_runs(case, how, monkeypatch):
-    if how in ("mask", "no bias", "switched off") and RELEASE < (2, 4):
+    if how in ("mask", "no bias", "switched off") and not since("2.4"):
         raise case.unsupported("claimed from torch 2.4 on")
     options = {"bias": False} if how == "no bias" else {}
     activation = {"other activation": torch.tanh, "module of the activation": nn.GELU()}.get(how, "relu")

@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_conformance.axes import PRECISE
 from torch_conformance.checks import array
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 pytestmark = axes(via="eager")  # transforms are the subject here, so no other way of executing is laid upon them
 func = getattr(torch, "func", None)  # since torch 2.0
@@ -391,7 +391,7 @@ def test_compiled_models_follow_modes(case, switch):
     for training in (True, False, True):
         handle.train(training)
         assert all(m.training == training for m in inner.modules())
-        assert model.training == training or torch.__version__ < "2.6"
+        assert model.training == training or not since("2.6")
         buffers = {"1.running_mean", "1.running_var", "1.num_batches_tracked", "rng"} if training else set()
         with case.unchanged(inner, x=x, but=buffers):
             y = model(x)

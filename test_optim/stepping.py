@@ -7,11 +7,11 @@ import inspect
 
 import pytest
 import torch
-from packaging.version import Version
 
 from specs.reference import optim as reference
 from specs.reference.rounded import Rounded
 from torch_conformance.checks import array, eps
+from torch_conformance.marks import since
 
 PATHS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 FUSED_ON_CPU = {"SGD": "2.4", "Adam": "2.4", "AdamW": "2.4", "Adagrad": "2.4"}
@@ -64,10 +64,6 @@ def law_of(case, name):
     """The law; NAdam's is told how coarse mu_product is, for torch keeps it in the default dtype, float32."""
     law = getattr(reference, name.lower())
     return functools.partial(law, coarseness=max(1.0, eps(torch.float32) / eps(case.dtype))) if name == "NAdam" else law
-
-
-def since(version):
-    return Version(torch.__version__) >= Version(version)
 
 
 def parameters_of(case, shapes=SHAPES, dtype=None):

@@ -22,9 +22,8 @@ from test_optim.stepping import (
     law_of,
     parameters_of,
     remembered,
-    since,
 )
-from torch_conformance.marks import claim
+from torch_conformance.marks import claim, since
 
 names = pytest.mark.parametrize("name", ALL)
 

@@ -12,8 +12,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from specs.reference import schedulers as reference
-from test_optim.stepping import Options, since
-from torch_conformance.marks import claim
+from test_optim.stepping import Options
+from torch_conformance.marks import claim, since
 
 EPOCHS = 23
 RATES = (0.5, 0.08)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from specs.reference import parametrizations as reference
 from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 pytestmark = axes(via="eager")
 
@@ -491,7 +491,7 @@ def test_zero_grad_sets_none_or_zeros(case, set_to_none):
 def test_zero_grad_by_default(case):
     model = with_gradients(case)
     model.zero_grad()
-    none = int(torch.__version__.partition(".")[0]) >= 2
+    none = since("2.0")
     assert all((p.grad is None) is none for p in model.parameters())
     assert none or not any(p.grad.any() for p in model.parameters())
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from torch_conformance.axes import COMPLEX, FLOATING
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 pytestmark = axes(via="eager")
 
@@ -43,7 +43,6 @@ def network(case):
     return case.module(nn.Sequential, *layers)
 
 
-RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-310, 6e-8, 1.5]
 
 
@@ -620,7 +619,7 @@ def test_skip_data_keeps_room_for_the_values(case):
         empty = saved(x)
         with case.raises(RuntimeError, "skip_data"):
             saved(x, _use_new_zipfile_serialization=False)
-        if RELEASE >= (2, 7):
+        if since("2.7"):
             assert torch.load(full).shape == x.shape
         else:
             with case.raises(RuntimeError, "not supported yet"):

@@ -16,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from torch_conformance.claims import tomllib
 from torch_conformance.errors import UsageError
+from torch_conformance.versions import release
 
 CHANGES = Path(__file__).resolve().parent.parent / "specs" / "changes.toml"
 KEYS = {"claims", "since", "until", "also", "what", "url", "excuses", "example"}
@@ -61,11 +62,6 @@ class Change:
 
     def speaks_of(self, claim: str) -> bool:
         return any(fnmatchcase(claim, pattern) for pattern in self.claims)
-
-
-def release(version: str) -> Version:
-    """Without build and pre-release: a nightly counts as the release that it leads to."""
-    return Version(Version(version).base_version)
 
 
 @cache

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import Version
 
 from torch_conformance.errors import UsageError
+from torch_conformance.versions import release
 
 try:
     import tomllib
@@ -57,7 +57,7 @@ class Claim:
 
     def covers(self, version: str) -> bool:
         """Whether the claim speaks of this torch; a nightly counts as the release that it leads to."""
-        return self.torch.contains(Version(version).base_version, prereleases=True)
+        return self.torch.contains(release(version), prereleases=True)
 
     @property
     def cited(self) -> dict[str, set[str]]:

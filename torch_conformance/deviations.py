@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import Version
 
 from torch_conformance.claims import tomllib
 from torch_conformance.errors import UsageError
+from torch_conformance.versions import release
 
 REQUIRED = ("claim", "shows", "reason", "observed", "expires")
 GLOBS = ("test", "device", "dtype", "layout", "via", "params")
@@ -49,7 +49,7 @@ class Deviation:
     globs: Mapping[str, str] = field(default_factory=dict)
 
     def speaks_of(self, version: str) -> bool:
-        return self.torch.contains(Version(version).base_version, prereleases=True)
+        return self.torch.contains(release(version), prereleases=True)
 
     def matches(self, case: Mapping[str, str]) -> bool:
         """Whether the entry speaks of this case: test, device, dtype, layout, via and params as in result files."""
@@ -62,7 +62,7 @@ class Deviation:
         try:
             return datetime.date.fromisoformat(self.expires) < today
         except ValueError:
-            return SpecifierSet(self.expires).contains(Version(version).base_version, prereleases=True)
+            return SpecifierSet(self.expires).contains(release(version), prereleases=True)
 
 
 def load(path: Path, claims: Iterable[str]) -> list[Deviation]:

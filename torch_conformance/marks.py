@@ -1,6 +1,14 @@
-"""The two marks of a test: the claims that it asserts, and the axes that it ranges over."""
+"""What a test says of itself: its claims, its axes, and where torch's releases differ."""
 
 import pytest
+import torch
+
+from torch_conformance.versions import release
 
 claim = pytest.mark.claim
 axes = pytest.mark.axes
+
+
+def since(version: str) -> bool:
+    """Whether the torch under test is this release or a later one."""
+    return release(torch.__version__) >= release(version)
