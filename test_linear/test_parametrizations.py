@@ -311,14 +311,10 @@ def test_the_hook_normalises_before_every_forward(case, make, options, dim):
     w, u = matrix_of(layer.weight_orig, dim), array(layer.weight_u).copy()
     layer.train()(x)
     k = 0.0
-    for matrix in (
-        w.T,
-        w,
-        w.T,
-        w,
-    ):  # each product adds its sums and amplifies by 3 / its length at most
+    for matrix in (w.T, w) * 2:
         u, v = matrix @ u, u
         length = np.linalg.norm(u)
+        # each product adds its sums and amplifies by 3 / its length at most
         u, k = u / length, 3 / length * (k + 0.6 * len(v)) + len(u) / 4 + 1
     case.close(layer.weight_u, u, k=k, scale=1)
     case.close(layer.weight_v, v, k=k, scale=1)
