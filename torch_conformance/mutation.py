@@ -134,6 +134,10 @@ class Patch:
         function.__code__ = recompile(function, self.texts[function])
         self.stack.callback(setattr, function, "__code__", before)
 
+    def silence(self, function: Any) -> None:
+        """Take the warnings out of a Python function."""
+        self.source(function, "warnings.warn(", "(lambda *_, **__: None)(")
+
     def kernel(self, name: str, function: Callable[..., Any], key: str = "CPU") -> None:
         """Replace an aten kernel at a dispatch key: autograd and compiled code see the replacement too."""
         library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
