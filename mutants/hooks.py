@@ -477,12 +477,6 @@ def every_step(patch, old, new):
 
 
 @mutant("hooks.optimizer.step-hooks")
-def hook_arguments_are_dropped(patch):
-    """Calls the step with the arguments it was called with, whatever a hook returned."""
-    every_step(patch, "args, kwargs = result", "result = None")
-
-
-@mutant("hooks.optimizer.step-hooks")
 def hooks_return_anything(patch):
     """Takes no notice of a result that is no pair."""
     every_step(patch, "raise RuntimeError(", "str(")
