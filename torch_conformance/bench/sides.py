@@ -19,7 +19,7 @@ from torch_conformance.errors import UsageError
 
 WORKER = Path(__file__).with_name("worker.py")
 SAMPLE_NS = 400_000
-QUADS = (3, 6)  # at least, at most, each on a copy of its own; more are run until each side's two best copies agree
+QUADS = (3, 6)  # at least, at most, each on the next copy, until each side's two best agree
 AGREE = 1.01
 START_SECONDS = 120
 REPLY_SECONDS = 60
@@ -143,7 +143,7 @@ class Launch:
                 raise Missing(side.label, reply["unsupported"])
             rough.append(reply["ns"])
         calls = max(1, round(SAMPLE_NS / max(rough)))
-        least, most = quads if calls > 1 else (2 * quads[0], 2 * quads[1])  # few calls to take the best of
+        least, most = quads if calls > 1 else (2 * quads[0], 2 * quads[1])  # single calls, few to take the best of
         blocks: tuple[list[float], list[float]] = ([], [])
         for quad in range(most):
             first = self.shuffle.randrange(2)
