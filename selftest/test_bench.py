@@ -7,12 +7,12 @@ import json
 import random
 import stat
 import sys
-from math import log
+from math import exp, log
 from pathlib import Path
 
 import pytest
 
-from torch_conformance.bench import command, plot, sides
+from torch_conformance.bench import command, comparison, plot, sides
 from torch_conformance.bench.comparison import (
     BenchResult,
     KernelResult,
@@ -144,6 +144,12 @@ def test_what_leans_beyond_the_resolution_is_looked_at_again():
     assert (result.verdict, settled) == ("same", False)
 
 
+def test_what_leans_but_cannot_be_told_from_1_is_settled_with_enough_launches():
+    leaning = [0.98] * 3 + [1.015] * 5 + [1.03] * 4
+    assert judged(leaning, rank=1)[1]
+    assert not judged(leaning[::2], rank=0)[1]
+
+
 def test_a_slower_kernel_whose_interval_holds_the_threshold_is_looked_at_again():
     result, settled = judged([1.04] * 6 + [1.06] * 6, rank=1)
     assert (result.verdict, settled) == ("slower", False)
@@ -222,6 +228,27 @@ def test_plot_is_one_well_formed_drawing():
     assert [e.attrib["class"] for e in root.iter() if e.tag.endswith("circle")].count("new") == 2  # legend, mark
 
 
+# -- a launch ---------------------------------------------------------------------------------------------------
+
+
+def test_draws_are_settled_when_the_two_best_of_either_side_agree():
+    apart, alike = [100.0, 101.0, 103.0, 103.0] * 3, [100.0, 101.0, 100.9, 103.0] * 3
+    assert not sides.agree(apart[:4])
+    assert sides.agree(alike[:4])
+    least, most = sides.DRAWS
+    assert sides.Measured(alike[:4] * least, alike[:4] * least).settled
+    assert not sides.Measured(alike[: 2 * least - 2], alike[: 2 * least - 2]).settled
+    rising = [100.0 * 1.02**draw for draw in range(most) for _ in "ab"]
+    assert not sides.Measured(rising[:-2], rising[:-2]).settled
+    assert sides.Measured(rising, rising).settled
+
+
+def test_the_ratio_of_a_launch_is_half_that_of_the_best_and_half_that_of_the_pairs():
+    measured = sides.Measured([100, 130, 120, 125, 140, 110], [105, 150, 132, 132, 121, 140])
+    pairs = 1.05, 1.10, 1.10
+    assert exp(measured.log_ratio) == pytest.approx((105 / 100 * sorted(pairs)[1]) ** 0.5)
+
+
 # -- talking to workers -----------------------------------------------------------------------------------------
 
 FAKE = """
@@ -235,8 +262,8 @@ for line in sys.stdin:
         name = request["kernel"]
         if name == dies:
             sys.exit("segmentation fault, so to say")
-        say(unsupported="no such norm") if name == lacking else say(ns=1000.0)
-    elif request["do"] == "block":
+        say(unsupported="no such norm") if name == lacking else say(built=True)
+    elif request["do"] in ("rough", "block"):
         say(ns=1000.0 * factors.get(name, 1.0))
     else:
         say(share=1.0)
@@ -244,8 +271,9 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake(tmp_path, monkeypatch):
     """An interpreter that answers like a worker, with a factor on some kernels."""
+    monkeypatch.setattr(comparison, "SPREAD_SECONDS", 0)
 
     def make(name, factors=None, lacking=None, dies=None):
         program = tmp_path / f"{name}.py"

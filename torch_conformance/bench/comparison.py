@@ -8,7 +8,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch_conformance.bench.sides import Launch, Measured, Missing, WorkerFaile
 from torch_conformance.errors import UsageError
 
 FEW = 20  # kernels; with fewer open, importing torch takes longer than measuring, and is given all CPUs
-EARLY = (6, 9)  # launches after which kernels that show nothing at all are let go
+EARLY = (6, 9)  # launches after which kernels that lean less than the resolution are let go
+SPREAD_SECONDS = 1.5  # a launch draws for at least so long: other work on the machine pauses within it nearly always
 SAME_MISS = 0.05  # how often an interval that says "same" may miss; 6 launches are the fewest that can say it
 Progress = Callable[[str], None]
 
@@ -235,34 +236,45 @@ class _Comparison:
         self.cpu = launch.settle(self.cpus)
 
     def _measure_all(self, launch: Launch) -> None:
-        if not self.limits:
-            self.limits = measure_limits(launch, [result.kernel for result in self.results])
-        measured: list[tuple[KernelResult, Measured]] = []
-        for position, result in enumerate(self.shuffle.sample(self.open, len(self.open))):
-            name = result.kernel.name
-            self.progress(f"launch {self.done + 1}, kernel {position + 1} of {len(self.open)}: {name}")
-            try:
-                measured.append((result, launch.measure(name, self.slowdowns.get(name, 0.0))))
-            except Missing as missing:
-                self.missing.append({"name": name, "side": missing.label, "reason": str(missing)})
-                self.results.remove(result)
-                self.open.remove(result)
-            except WorkerFailed as failure:  # the launch is void: a kernel that kills a worker must not bias others
-                result.note = str(failure)
-                self.open.remove(result)
-                return
-        for result, pair in measured:
-            result.launches.append(pair)
+        """Draws the open kernels in rounds, so that the draws of one kernel lie far apart in time.
+
+        What else uses the machine comes and goes within tenths of a second; a kernel drawn in one go would meet it in
+        all draws or in none.
+        """
+        results = {result.kernel.name: result for result in self.open}
+        limits = [] if self.limits else limit_names([result.kernel for result in self.results])
+        drawn = {name: Measured() for name in (*limits, *results)}
+        unsettled, until = list(drawn), time.monotonic() + SPREAD_SECONDS
+        while unsettled:
+            self.progress(f"launch {self.done + 1}: {len(unsettled)} of {len(drawn)} kernels to be timed")
+            for name in self.shuffle.sample(unsettled, len(unsettled)):
+                try:
+                    launch.draw(name, drawn[name], self.slowdowns.get(name, 0.0))
+                except Missing as missing:
+                    self.missing.append({"name": name, "side": missing.label, "reason": str(missing)})
+                    self.results.remove(results[name])
+                    self.open.remove(results[name])
+                    del drawn[name]
+                except WorkerFailed as failure:  # the launch is void: a kernel that kills a worker must not bias others
+                    if name in limits:
+                        raise
+                    results[name].note = str(failure)
+                    self.open.remove(results[name])
+                    return
+            early = time.monotonic() < until
+            unsettled = [name for name in drawn if early or (name in unsettled and not drawn[name].settled)]
+        for result in self.open:
+            result.launches.append(drawn[result.kernel.name])
+        self.limits = self.limits or limits_of(drawn)
         self.done += 1
 
     def _drop_plainly_same(self) -> None:
-        """Ends the kernels that show nothing at all, so that the time goes to those that may.
+        """Ends the kernels that show no difference, so that the time goes to those that may.
 
         A wrong drop can hide a difference, never make one.
         """
         for result in list(self.open):
-            self._judge(result, 0)
-            if result.verdict == "same" and result.interval and _beside_one(result.interval, self.resolution / 2):
+            if self._judge(result, 0):
                 self.open.remove(result)
 
     def _look(self, last: bool) -> None:
@@ -296,24 +308,27 @@ class _Comparison:
         result.note = (
             None if rank else f"{self.looks.schedule[0]} launches are needed to call it; give it more --budget"
         )
-        return result.verdict == "same" and _beside_one(result.interval, self.resolution)
+        if result.verdict != "same":
+            return False
+        nothing_seen = bool(rank) and result.interval.low <= 1 <= result.interval.high
+        return nothing_seen or within(result.interval.ratio, result.interval.ratio, self.resolution)
 
 
-def _beside_one(found: Interval, distance: float) -> bool:
-    """Whether the ratio lies within that distance of 1."""
-    return within(found.ratio, found.ratio, distance)
-
-
-def measure_limits(launch: Launch, kernels: Sequence[Kernel]) -> dict[str, dict[str, Curve]]:
-    """Copy and triad of both sides at powers of two that enclose the kernels' bytes."""
+def limit_names(kernels: Sequence[Kernel]) -> list[str]:
+    """Copies and triads at powers of two that enclose the kernels' bytes."""
     sizes = [catalogue.minimal_bytes(kernel) for kernel in kernels]
     exponents = range(min(sizes).bit_length() - 1, max(sizes).bit_length() + 1)
+    return [f"{operation}:{2**exponent}" for operation in ("copy", "triad") for exponent in exponents]
+
+
+def limits_of(drawn: Mapping[str, Measured]) -> dict[str, dict[str, Curve]]:
+    """GB/s of the copies and triads among what was drawn, by side and operation."""
     limits: dict[str, dict[str, Curve]] = {"old": {}, "new": {}}
-    for operation in ("copy", "triad"):
-        for total in (2**exponent for exponent in exponents):
-            pair = launch.measure(f"{operation}:{total}", quads=(2, 3))
-            for side, blocks in (("old", pair.old), ("new", pair.new)):
-                limits[side].setdefault(operation, []).append((total, total / min(blocks)))
+    for name, found in drawn.items():
+        operation, _, total = name.partition(":")
+        if total:
+            for side, blocks in (("old", found.old), ("new", found.new)):
+                limits[side].setdefault(operation, []).append((int(total), int(total) / min(blocks)))
     return limits
 
 

@@ -144,6 +144,13 @@ def build(kernel: Kernel, device: str = "cpu", seed: int = 0) -> Thunk:
     return _run(kernel, module, list(module.parameters()), _input(kernel, device))
 
 
+def untouched(total_bytes: int) -> Any:
+    """Memory of the host that nobody wrote to, which moves what is allocated next."""
+    import torch
+
+    return torch.empty(total_bytes, dtype=torch.uint8)
+
+
 def build_formula(kernel: Kernel, device: str = "cpu", seed: int = 0, compiled: bool = False) -> Thunk:
     """The same law in plain torch operations, as a user would write it, optionally through torch.compile."""
     import torch
@@ -281,7 +288,7 @@ def copy_slices(total_bytes: int, slice_bytes: int, device: str = "cpu") -> list
     """The copy in slices of `slice_bytes` at most; run in turn, each finds its part as cold as the whole would."""
     import torch
 
-    source, target = torch.rand(2, max(1, total_bytes // 8), device=device)
+    source, target = torch.ones(2, max(1, total_bytes // 8), device=device)
     return [
         lambda a=a, b=b: b.copy_(a)  # type: ignore[misc]
         for a, b in zip(source.split(max(1, slice_bytes // 8)), target.split(max(1, slice_bytes // 8)), strict=True)
@@ -292,7 +299,7 @@ def triad_slices(total_bytes: int, slice_bytes: int, device: str = "cpu") -> lis
     """The triad in slices, like `copy_slices`."""
     import torch
 
-    arrays = torch.rand(3, max(1, total_bytes // 12), device=device)
+    arrays = torch.ones(3, max(1, total_bytes // 12), device=device)
     parts = [array.split(max(1, slice_bytes // 12)) for array in arrays]
     return [
         lambda a=a, b=b, c=c: torch.add(b, c, alpha=1.5, out=a)  # type: ignore[misc]

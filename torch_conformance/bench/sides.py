@@ -10,16 +10,17 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from torch_conformance.errors import UsageError
 
 WORKER = Path(__file__).with_name("worker.py")
-SAMPLE_NS = 400_000
-QUADS = (3, 6)  # at least, at most, each on the next copy, until each side's two best agree
+SAMPLE_NS = 300_000
+DRAWS = (5, 10)  # at least, at most, until each side's two best agree
 AGREE = 1.01
 START_SECONDS = 120
 REPLY_SECONDS = 60
@@ -134,24 +135,21 @@ class Launch:
             side.ask("bind", cpu=best)
         return best
 
-    def measure(self, name: str, slowdown: float = 0.0, quads: tuple[int, int] = QUADS) -> Measured:
-        """Times one kernel on both sides, in turns."""
-        rough = []
-        for side, planted in zip(self.sides, (0.0, slowdown), strict=True):
-            reply = side.ask("build", kernel=name, slowdown=planted)
+    def draw(self, name: str, found: Measured, slowdown: float = 0.0) -> None:
+        """Builds the kernel anew on both sides and adds two blocks of each, in turns. Raises Missing."""
+        for side in self.sides:
+            reply = side.ask("build", kernel=name)
             if "unsupported" in reply:
                 raise Missing(side.label, reply["unsupported"])
-            rough.append(reply["ns"])
-        calls = max(1, round(SAMPLE_NS / max(rough)))
-        least, most = quads if calls > 1 else (2 * quads[0], 2 * quads[1])  # single calls, few to take the best of
-        blocks: tuple[list[float], list[float]] = ([], [])
-        for quad in range(most):
-            first = self.shuffle.randrange(2)
-            for turn in (first, 1 - first, 1 - first, first):
-                blocks[turn].append(self.sides[turn].ask("block", calls=calls, copy=quad)["ns"])
-            if quad + 1 >= least and all(agree(side) for side in blocks):
-                break
-        return Measured(*blocks)
+        if not found.calls:
+            rough = max(side.ask("rough")["ns"] for side in self.sides)
+            found.calls = max(1, round(SAMPLE_NS / rough))
+        first = self.shuffle.randrange(2)
+        for turn in (first, 1 - first, 1 - first, first):
+            planted = slowdown if turn else 0.0
+            (found.old, found.new)[turn].append(
+                self.sides[turn].ask("block", calls=found.calls, slowdown=planted)["ns"]
+            )
 
     def close(self) -> None:
         for side in self.sides:
@@ -166,24 +164,42 @@ class Missing(Exception):
         self.label = label
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
-    """Block times of one kernel in one launch, in ns a call."""
+    """Block times of one kernel in one launch, in ns a call: two of a draw."""
 
-    old: list[float]
-    new: list[float]
+    old: list[float] = field(default_factory=list)
+    new: list[float] = field(default_factory=list)
+    calls: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether more draws would hardly find a better best: a rule blind to the other side."""
+        least, most = DRAWS
+        drawn = len(self.old) // 2
+        return drawn >= most or (drawn >= least and agree(self.old) and agree(self.new))
 
     @property
     def log_ratio(self) -> float:
-        return log(min(self.new) / min(self.old))
+        """Half of it from each side's best draw, half from the median of the paired draws.
+
+        The first errs where one side alone met a quiet moment or a lucky address, the second where one side was
+        interrupted; their mean errs less than either.
+        """
+        pairs = [log(new / old) for old, new in zip(best_of_draws(self.old), best_of_draws(self.new), strict=True)]
+        return (log(min(self.new) / min(self.old)) + median(pairs)) / 2
+
+
+def best_of_draws(blocks: Sequence[float]) -> list[float]:
+    return list(map(min, blocks[::2], blocks[1::2]))
 
 
 def agree(blocks: Sequence[float]) -> bool:
-    """Whether the best blocks of two copies, of two blocks each, are alike: a stopping rule blind to the other side.
+    """Whether the best blocks of two draws, of two blocks each, are alike.
 
-    Blocks of one copy agree in any case, for they share its addresses.
+    Blocks of one draw agree in any case, for they share its addresses and its moment.
     """
-    best = sorted(map(min, blocks[::2], blocks[1::2]))[:2]
+    best = sorted(best_of_draws(blocks))[:2]
     return best[1] <= AGREE * best[0]
 
 

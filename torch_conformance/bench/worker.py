@@ -5,13 +5,14 @@ speaks JSON lines: first a line about itself, then one reply to each request rea
 
     {"do": "bind", "cpu": 0}                 keep to that CPU                                   -> {"bound": true}
     {"do": "probe", "seconds": 0.01}         spin, and say what share of a CPU was had          -> {"share": 0.98}
-    {"do": "build", "kernel": NAME, ...}     build and warm up a kernel, time one call roughly  -> {"ns": 5210.0}
-    {"do": "block", "calls": 95, "copy": 1}  warm up, then time samples of that many calls      -> {"ns": 5105.2}
+    {"do": "build", "kernel": NAME}          build a kernel at a random address                 -> {"built": true}
+    {"do": "rough"}                          time one call roughly                              -> {"ns": 5210.0}
+    {"do": "block", "calls": 95}             warm up, then time samples of that many calls      -> {"ns": 5105.2}
     {"do": "quit"}
 
 `ns` is nanoseconds a call. A kernel that this torch lacks is answered by {"unsupported": "why"}, any other
-failure by {"error": "why"}. "copy:BYTES" and "triad:BYTES" are kernels too. `"slowdown": 0.05` in a build
-plants a busy loop of that share of the call: the means by which the method's power is measured.
+failure by {"error": "why"}. "copy:BYTES" and "triad:BYTES" are kernels too. `"slowdown": 0.05` in a block
+plants a busy loop of that share of each sample: the means by which the method's power is measured.
 
 Where things lie in memory is left to chance on purpose, and often: a kernel is built several times at random
 addresses, and each sample is taken at another depth of the stack. Both move times by 5 to 30 % without any
@@ -34,11 +35,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-COPIES = 6
-SAMPLES = 3
+SAMPLES = 2
+FAR = 1 << 25  # bytes between two places of a kernel, at most: elsewhere in every cache
 DEPTHS = 16
-WARM_NS = 300_000
-SAMPLE_NS = 400_000
+WARM_NS = 200_000
+ROUGH_NS = 300_000
 
 
 def load_kernels() -> Any:
@@ -84,16 +85,14 @@ class Clock:
 
 
 class Worker:
-    """Answers the requests; the copies of one kernel are held at a time."""
+    """Answers the requests; one kernel is held at a time."""
 
     def __init__(self, device: str) -> None:
         self.kernels = load_kernels()
         self.device = device
         self.clock = Clock(device)
-        self.copies: list[Callable[[], Any]] = []
-        self.paddings: list[bytearray] = []
-        self.build: Callable[[], Any] = lambda: None
-        self.extra_ns = 0.0
+        self.call: Callable[[], Any] = lambda: None
+        self.padding: Any = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -116,12 +115,12 @@ class Worker:
             pass
         return {"share": (time.process_time() - cpu) / (time.perf_counter() - start)}
 
-    def do_build(self, kernel: str, seed: int = 0, slowdown: float = 0.0) -> dict[str, Any]:
-        self.copies, self.paddings, self.extra_ns = [], [], 0.0  # the last kernel's memory is free before the next
-        self.build = partial(self._build, kernel, seed)
-        ns = self._rough(self._copy(0))
-        self.extra_ns = slowdown * ns
-        return {"ns": ns * (1 + slowdown)}
+    def do_build(self, kernel: str, seed: int = 0) -> dict[str, Any]:
+        self.call = lambda: None  # the last kernel's memory is free before the next
+        self.padding = None
+        self.padding = self.kernels.untouched(random.randrange(FAR))
+        self.call = self._build(kernel, seed)
+        return {"built": True}
 
     def _build(self, kernel: str, seed: int) -> Any:
         limit, _, size = kernel.partition(":")
@@ -129,31 +128,22 @@ class Worker:
             return getattr(self.kernels, "build_" + limit)(int(size), self.device)
         return self.kernels.build(self.kernels.Kernel.parse(kernel), self.device, seed)
 
-    def _copy(self, number: int) -> Callable[[], Any]:
-        """The copy of that number, at a random address; copies are built when they are asked for."""
-        while len(self.copies) <= number:
-            self.paddings.append(bytearray(random.randrange(1 << 16)))
-            self.copies.append(self.build())
-        return self.copies[number]
-
-    def _rough(self, copy: Callable[[], Any]) -> float:
+    def do_rough(self) -> dict[str, Any]:
         times: list[float] = []
-        while len(times) < 3 or (sum(times) < SAMPLE_NS and len(times) < 20):
-            times.append(self.clock.time(copy, 1))
-        return min(times)
+        while len(times) < 3 or (sum(times) < ROUGH_NS and len(times) < 20):
+            times.append(self.clock.time(self.call, 1))
+        return {"ns": min(times)}
 
-    def do_block(self, calls: int, copy: int = 0) -> dict[str, Any]:
+    def do_block(self, calls: int, slowdown: float = 0.0) -> dict[str, Any]:
         """The best of the samples that were not interrupted (of all, when all were)."""
-        call = self._copy(copy % COPIES)
         until = time.perf_counter_ns() + WARM_NS
         while time.perf_counter_ns() < until:
-            self.clock.time(call, 1)
+            self.clock.time(self.call, 1)
         samples = []
         for _ in range(SAMPLES):
             before = preemptions()
-            ns = at_depth(random.randrange(DEPTHS), self.clock.time, call, calls)
-            if self.extra_ns:
-                ns += spin(self.extra_ns * calls)
+            ns = at_depth(random.randrange(DEPTHS), self.clock.time, self.call, calls)
+            ns += spin(slowdown * ns)
             samples.append((preemptions() > before, ns / calls))
         return {"ns": min(ns for interrupted, ns in samples if interrupted == min(samples)[0])}
 
@@ -215,7 +205,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     worker = Worker(options.device)
     worker.do_build("layer_norm/s/float32/backward")  # the first backward pass imports more of torch
-    worker.copies = []
     gc.freeze()
     gc.disable()
     print(json.dumps(describe(options.device)), file=replies)
