@@ -37,6 +37,11 @@ def test_a_case_that_holds_is_recorded_and_counted(house, pytester):
     result.stdout.fnmatch_lines(["*score card*", "House rules*1*1*-*-*-*-*", "result file: out.jsonl"])
 
 
+def test_a_test_that_names_its_via_runs_there(house):
+    aot = HOLDS.replace("@claim", "@axes(via='aot')\n    @claim")
+    house(aot, "--via", "aot").assert_outcomes(passed=1)
+
+
 def test_a_violation_prints_all_that_is_needed(house):
     result = house(VIOLATED)
     assert result.ret == 1

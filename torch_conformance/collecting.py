@@ -29,7 +29,8 @@ class Collecting:
         except ValueError as error:
             self.refused.append(f"{metafunc.definition.nodeid}: {error}")
             axes = Axes()
-        vias = self.settings.vias if executes_a_subject(metafunc.function) else ("eager",)
+        own = mark is not None and "via" in mark.kwargs  # such a test executes in its own way
+        vias = self.settings.vias if own or executes_a_subject(metafunc.function) else ("eager",)
         points = [
             point
             for profile in self.settings.profiles
