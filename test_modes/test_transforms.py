@@ -1,5 +1,6 @@
 """Function transforms and compilers: what they make of modes, buffers, random numbers and gradients."""
 
+import importlib
 import warnings
 
 import numpy as np
@@ -432,9 +433,8 @@ def test_fullgraph_refuses_a_break(case):
 @pytest.mark.parametrize("fallback", [False, True])
 def test_random_numbers_of_inductor(case, fallback):
     x = torch.ones(512, device=case.device)
-    masks = []
-    with torch._inductor.config.patch(fallback_random=fallback):
-        drop = compiled(lambda x: F.dropout(x, 0.4), "inductor")
+    drop, masks = case.function(lambda x: F.dropout(x, 0.4)), []
+    with importlib.import_module("torch._inductor.config").patch(fallback_random=fallback):
         for _ in range(2):
             torch.manual_seed(7)
             masks.append(drop(x) == 0)
