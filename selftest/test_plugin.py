@@ -42,6 +42,18 @@ def test_a_test_that_names_its_via_runs_there(house):
     house(aot, "--via", "aot").assert_outcomes(passed=1)
 
 
+def test_claims_without_a_case_in_this_run_are_named(house):
+    other = """
+    @claim("house.topic.other")
+    @axes(via="aot")
+    def test_other(case):
+        pass
+    """
+    more = '["topic.other"]\nsays = "Two is two."\nlaw = "2 = 2"\nlevel = "must"\n'
+    result = house(HOLDS + other, more=more)
+    result.stdout.fnmatch_lines(["no case for these dtypes and vias: house.topic.other"])
+
+
 def test_a_violation_prints_all_that_is_needed(house):
     result = house(VIOLATED)
     assert result.ret == 1

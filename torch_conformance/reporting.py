@@ -193,6 +193,11 @@ class Reporting:
         """How the public names that the claims of this run cite look in the installed torch."""
         return surface.collect(entry for name in self.tally.outcomes for entry in self.claims[name].docs)
 
+    def untouched_claims(self) -> list[str]:
+        """Claims asked for without a case here, whose tests speak of other dtypes or vias; known of the whole suite."""
+        asked = self.settings.selected if is_whole(self.config) else set()
+        return sorted(name for name in asked - set(self.tally.outcomes) if not self.claims[name].retired)
+
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran in every case."""
         vias = [via for via in self.settings.vias if via not in COSTLY]
@@ -219,6 +224,8 @@ class Reporting:
             out.line(f"text drift: the installed documentation no longer has the cited sentence of {len(drift)} claims")
             for name, cited in drift:
                 out.line(f"  {name}  {cited}")
+        if untouched := self.untouched_claims():
+            out.line(f"no case for these dtypes and vias: {', '.join(untouched)}")
         for source in self.unmatched:
             out.line(f"deviation without a case: {source}: no case matched it; remove it or correct it", red=True)
         out.line("")
