@@ -91,14 +91,10 @@ class Collecting:
                 raise pytest.UsageError(f"{place} names {name}, which no claim file in force lists")
 
     def require_a_test_for_every_claim(self, tests: list[pytest.Item]) -> None:
-        """Known only where the whole suite was collected, and for the chapters that lie below its root."""
-        if not is_whole(self.config):
-            return
+        """Known only where the whole suite was collected."""
         tested = {name for item in tests for name in claims_of(item)}
-        here = [c for c in self.settings.chapters.values() if self.config.rootpath in c.path.resolve().parents]
-        bare = [c.id for chapter in here for c in chapter.claims if c.id not in tested and not c.retired]
-        if bare:
-            raise pytest.UsageError(f"no test asserts {', '.join(bare)}")
+        if is_whole(self.config) and (bare := claims_here(self.config, self.settings) - tested):
+            raise pytest.UsageError(f"no test asserts {', '.join(sorted(bare))}")
 
 
 def share_places(items: list[pytest.Item]) -> None:
@@ -110,6 +106,12 @@ def share_places(items: list[pytest.Item]) -> None:
             if test not in places:
                 places[test] = item.location[:2]
             vars(item)["location"] = (*places[test], item.name)
+
+
+def claims_here(config: pytest.Config, settings: Settings) -> set[str]:
+    """The claims in force of the chapters that lie below the root, which a project's own suite has to assert."""
+    chapters = [c for c in settings.chapters.values() if config.rootpath in c.path.resolve().parents]
+    return {claim.id for chapter in chapters for claim in chapter.claims if not claim.retired}
 
 
 def is_whole(config: pytest.Config) -> bool:

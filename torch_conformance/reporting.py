@@ -18,7 +18,7 @@ import torch
 
 from torch_conformance import outcomes, results, sources, surface
 from torch_conformance.axes import COSTLY, LAYOUTS, VIAS
-from torch_conformance.collecting import is_whole
+from torch_conformance.collecting import claims_here, is_whole
 from torch_conformance.items import CASE, FOUND, arguments, claims_of, facts_of
 from torch_conformance.outcomes import Outcome
 from torch_conformance.scorecard import Tally
@@ -195,8 +195,9 @@ class Reporting:
 
     def untouched_claims(self) -> list[str]:
         """Claims asked for without a case here, whose tests speak of other dtypes or vias; known of the whole suite."""
-        asked = self.settings.selected if is_whole(self.config) else set()
-        return sorted(name for name in asked - set(self.tally.outcomes) if not self.claims[name].retired)
+        if not is_whole(self.config):
+            return []
+        return sorted(claims_here(self.config, self.settings) & self.settings.selected - set(self.tally.outcomes))
 
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran in every case."""
