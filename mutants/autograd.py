@@ -1682,3 +1682,13 @@ def edges_own_nothing(patch):
 def analytical_jacobian_is_doubled(patch):
     """Sends 2 backwards where 1 is meant."""
     patch.source(GRADCHECK.get_analytical_jacobian, "return jacobians1", "return [2 * each for each in jacobians1]")
+
+
+@mutant("autograd.backward.retained-grad-of-a-changed-base")
+def retained_gradients_are_of_the_old_value(patch):
+    """Keeps the gradient of the value that the tensor had when it was asked to."""
+
+    def retain(original, tensor):
+        tensor.register_hook(lambda gradient: setattr(tensor, "grad", gradient))
+
+    patch.wrap(torch.Tensor, "retain_grad", retain)

@@ -1,5 +1,6 @@
 """Attention: one formula, whether called by itself, in heads, or within the layers of the Transformer."""
 
+import functools
 import warnings
 from contextlib import contextmanager, nullcontext
 
@@ -489,14 +490,24 @@ def test_two_dimensions_are_one_sample(case, masked, batch_first):
     within(case, weights[None], shares)
 
 
+KINDS = ["none", "positions", "keys", "positions and keys", "positions by floats", "keys by floats"]
+
+
+def mask_by(case, kind):
+    """What draws the masks: floats or booleans."""
+    if kind == "keys by floats" and not since("2.0"):
+        raise case.unsupported("masks of keys are boolean before torch 2.0")
+    return case.tensor if "floats" in kind else functools.partial(hidden, case)
+
+
 @claim("attention.mha.fast-path")
 @axes(dtype=PRECISE)
-@pytest.mark.parametrize("kind", ["none", "positions", "heads", "keys", "positions and keys", "heads and keys"])
+@pytest.mark.parametrize("kind", [*KINDS, "heads", "heads and keys", "heads by floats"])
 @pytest.mark.parametrize("heads", [HEADS, 3])
 def test_the_fast_path_follows_the_formula(case, kind, heads):
     layer = case.module(nn.MultiheadAttention, WIDTH, heads, dropout=0.5, batch_first=True).eval()
-    x, padding = case.tensor(2, 5, WIDTH), hidden(case, 2, 5)
-    out = hidden(case, 2 * heads, 5, 5) if "heads" in kind else hidden(case, 5, 5)
+    x, mask = case.tensor(2, 5, WIDTH), mask_by(case, kind)
+    out, padding = mask(2 * heads, 5, 5) if "heads" in kind else mask(5, 5), mask(2, 5)
     masks = {"attn_mask": out} if "positions" in kind or "heads" in kind else {}
     masks |= {"key_padding_mask": padding} if "keys" in kind else {}
     total = np.zeros((2, 1, 5, 5))
@@ -934,15 +945,16 @@ def test_both_paths_apply_the_activation_given(case, name, training):
 
 @claim("attention.encoder-layer.fast-path-agrees")
 @axes(dtype=PRECISE)
-@pytest.mark.parametrize("kind", ["none", "positions", "keys", "both"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("norm_first", "activation"), [(False, "relu"), (True, "gelu")])
 def test_the_fused_kernel_follows_the_formula(case, norm_first, activation, kind):
     layer = encoder_layer(case, norm_first=norm_first, activation=activation, dropout=0.5).eval()
-    x, out, padding = case.tensor(2, 5, WIDTH), hidden(case, 5, 5), hidden(case, 2, 5)
-    total = np.zeros((2, 1, 5, 5)) + (additive(out) if kind in ("positions", "both") else 0)
-    total = total + (additive(padding)[:, None, None] if kind in ("keys", "both") else 0)
-    masks = {"src_mask": out} if kind in ("positions", "both") else {}
-    masks |= {"src_key_padding_mask": padding} if kind in ("keys", "both") else {}
+    x, mask = case.tensor(2, 5, WIDTH), mask_by(case, kind)
+    out, padding = mask(5, 5), mask(2, 5)
+    total = np.zeros((2, 1, 5, 5)) + (additive(out) if "positions" in kind else 0)
+    total = total + (additive(padding)[:, None, None] if "keys" in kind else 0)
+    masks = {"src_mask": out} if "positions" in kind else {}
+    masks |= {"src_key_padding_mask": padding} if "keys" in kind else {}
     with torch.no_grad(), case.unchanged(layer, x=x):
         y = layer(x, **masks)
     wanted = sharply(
@@ -956,6 +968,25 @@ def test_the_fused_kernel_follows_the_formula(case, norm_first, activation, kind
         mask=total,
     )
     within(case, y, wanted)
+
+
+@claim("attention.encoder-layer.masked-row")
+@pytest.mark.parametrize("cls", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
+def test_a_row_without_keys_is_the_same_on_both_paths(case, cls):
+    x, out = case.tensor(2, 5, WIDTH), hidden(case, 5, 5)
+    out[1] = True
+    if cls is nn.MultiheadAttention:
+        layer = case.module(cls, WIDTH, HEADS, batch_first=True)
+        inputs, options = (x, x, x), {"attn_mask": out, "need_weights": False}
+    else:
+        layer, inputs, options = encoder_layer(case), (x, out), {}
+    with torch.no_grad():
+        slow = layer(*inputs, **options)
+        fast = layer.eval()(*inputs, **options)
+    if cls is nn.MultiheadAttention:
+        (slow, _), (fast, _) = slow, fast
+    assert slow.isnan()[:, 1].any() != since("2.5")
+    case.same(fast.isnan(), slow.isnan())
 
 
 def stack(case, cls, layer, count=2, **options):

@@ -59,6 +59,16 @@ def test_a_retained_grad_accumulates_like_a_leafs(case):
     case.same(y.grad, (4 * y).detach())
 
 
+@claim("autograd.backward.retained-grad-of-a-changed-base")
+@pytest.mark.parametrize("through", ["itself", "a view"])
+def test_the_retained_grad_is_that_of_the_latest_value(case, through):
+    y = case.tensor(3, requires_grad=True) * 2
+    y.retain_grad()
+    (y if through == "itself" else y[:2]).mul_(5)
+    (3 * y).sum().backward()
+    case.same(y.grad, torch.full_like(y, 3))
+
+
 @claim("autograd.backward.non-leaf-grad-is-computed")
 def test_gradients_of_non_leaves_are_computed_all_the_same(case):
     seen, x = [], case.tensor(3, requires_grad=True)
