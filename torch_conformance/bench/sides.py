@@ -137,7 +137,7 @@ class Launch:
 
     def draw(self, name: str, found: Measured, slowdown: float = 0.0) -> None:
         """Builds the kernel anew on both sides and adds two blocks of each, in turns. Raises Missing."""
-        for side in self.sides:
+        for side in self.shuffle.sample(self.sides, 2):
             reply = side.ask("build", kernel=name)
             if "unsupported" in reply:
                 raise Missing(side.label, reply["unsupported"])
