@@ -119,6 +119,18 @@ def custom_takes_no_arguments(patch):
     patch.wrap(torch.amp, "custom_fwd", lambda original, fwd=None, **o: original(fwd, **{"device_type": "cuda", **o}))
 
 
+@mutant("amp.autocast.weight-cache-knows-grad-mode")
+def casts_are_kept_without_their_graph(patch):
+    """Hands out the first cast of a weight, made with gradients or without."""
+    kept = {}
+
+    def linear(original, x, weight, bias=None):
+        cast = kept.setdefault(weight, weight.to(torch.bfloat16)) if torch.is_autocast_cpu_enabled() else weight
+        return original(x, cast, bias)
+
+    patch.wrap(F, "linear", linear)
+
+
 @mutant("amp.custom.forward-state")
 def custom_backward_in_the_callers_state(patch):
     """Casts nothing and runs backward in whatever state it finds."""

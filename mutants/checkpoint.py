@@ -37,7 +37,7 @@ def nothing_is_checkpointed(patch):
     patch.wrap(Reentrant, "apply", lambda o, f, preserve, *a: f(*a))
 
 
-@mutant("checkpoint.rng.same-mask")
+@mutant("checkpoint.rng.same-mask", "checkpoint.rng.same-noise")
 def mask_is_drawn_anew(patch):
     """Does not go back to the random state of the forward."""
     patch.source(Reentrant.backward, "torch.set_rng_state(ctx.fwd_cpu_state)", "pass")
@@ -121,6 +121,12 @@ def constant_outputs_are_let_pass(patch):
 def keyword_arguments_are_dropped(patch):
     """Drops keyword arguments without a word."""
     patch.source(module.checkpoint, "if kwargs and use_reentrant:", "if False:")
+
+
+@mutant("checkpoint.gradient.within")
+def checkpoint_is_always_reentrant(patch):
+    """Takes the reentrant variant, which runs the function without gradients, whatever is asked for."""
+    patch.source(module.checkpoint, "if use_reentrant:", "if True:")
 
 
 @mutant("checkpoint.sequential.equals-plain", "checkpoint.sequential.last-segment-is-plain")

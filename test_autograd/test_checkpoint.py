@@ -120,6 +120,43 @@ def test_dropout_draws_the_same_mask_again(case, reentrant):
     case.same(x.grad, y.detach())  # of ones, mask times scale is both result and gradient
 
 
+@claim("checkpoint.rng.same-noise")
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(0.3), nn.AlphaDropout(0.3), nn.RReLU(0.1, 0.4)], ids=lambda layer: type(layer).__name__
+)
+@both
+def test_gradients_are_of_the_noise_of_the_forward(case, reentrant, layer, monkeypatch):
+    x, g = case.tensor(5, 13, requires_grad=True), case.tensor(5, 13)
+    found, state = [], torch.get_rng_state()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)  # memory that nobody wrote to holds NaN, not what was there by chance
+    try:
+        for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=reentrant)):
+            torch.set_rng_state(state)
+            found += torch.autograd.grad(run(x), x, g) if not reentrant else by_backward(run(x), x, g)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    case.same(found[1], found[0])
+
+
+def by_backward(y, x, g):
+    """The gradient of x by way of .grad, for the reentrant variant knows no other."""
+    y.backward(g)
+    found, x.grad = x.grad, None
+    return [found]
+
+
+@claim("checkpoint.gradient.within")
+def test_the_function_may_take_gradients_itself(case):
+    x = case.tensor(5, requires_grad=True)
+
+    def slope(x):
+        return torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
+
+    checkpoint(slope, x, use_reentrant=False).sum().backward()
+    case.close(x.grad, 6 * array(x), k=3)  # a power, two products
+
+
 @claim("checkpoint.rng.left-as-it-was")
 @both
 def test_recomputing_leaves_the_generator_as_it_was(case, reentrant):

@@ -247,6 +247,22 @@ def test_a_weight_is_cast_once(case, cache):
         assert (layer(x) == 0).all()
 
 
+@claim("amp.autocast.weight-cache-knows-grad-mode")
+@axes(via=("eager", "functional"))
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_weight_cast_without_gradients_gets_its_own_all_the_same(case, mode):
+    layer, x = case.module(nn.Linear, 5, 5, bias=False), case.tensor(3, 5).to(LOW)
+    with autocast(case):
+        with mode():
+            layer(x)
+        y = layer(x)
+    assert y.requires_grad, "the cast of the weight was kept from where nothing is recorded"
+    y.float().sum().backward()
+    case.close(
+        layer.weight.grad.to(LOW), array(x).sum(0)[None].repeat(5, 0), k=4, scale=abs(array(x)).sum(0)
+    )  # 3 terms
+
+
 @claim("amp.autocast.binary-cross-entropy")
 def test_binary_cross_entropy_under_autocast(case):
     p = torch.sigmoid(case.tensor(5)).to(LOW)

@@ -131,6 +131,16 @@ def test_gradients_in_every_memory_layout(case, shape, groups):
 
 
 @claim("norms.groupnorm.gradients")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("affine", [True, False])
+def test_gradients_where_strides_fit_either_layout(case, affine):
+    x = case.tensor(1, 7, 6, 1).permute(1, 2, 0, 3).requires_grad_()  # one place a channel
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    g = case.tensor(7, 6, 1, 1).to(memory_format=torch.channels_last)
+    backward(case, case.module(nn.GroupNorm, 2, 6, eps=0.1, affine=affine), x, g)
+
+
+@claim("norms.groupnorm.gradients")
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias", "x weight", "x bias", "weight bias"])
 def test_what_needs_no_gradient_gets_none(case, frozen):
     layer, g = case.module(nn.GroupNorm, 2, 6, eps=0.1), case.tensor(3, 6, 5)

@@ -377,6 +377,15 @@ def test_pre_hooks_edit_what_is_loaded(case):
         model.load_state_dict(held)
 
 
+@claim("state.load.hooks-told-strict")
+@pytest.mark.parametrize("strict", [True, False])
+def test_pre_hooks_are_told_whether_loading_is_strict(case, strict):
+    layer, seen = case.module(nn.Linear, 3, 2), []
+    layer._register_load_state_dict_pre_hook(lambda state, prefix, metadata, strict, *lists: seen.append(strict))
+    layer.load_state_dict(layer.state_dict(), strict=strict)
+    assert seen == [strict], f"a load with strict={strict} told its hook {seen}"
+
+
 @claim("state.load.hooks")
 def test_post_hooks_edit_the_lists(case):
     model, seen = nn.Sequential(case.module(nn.Linear, 5, 3), nn.Linear(3, 1)), []
