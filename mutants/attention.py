@@ -45,6 +45,25 @@ def boolean_mask_inverted(patch):
     sdpa(patch, inverted)
 
 
+@mutant("attention.sdpa.masked-stretch")
+def only_the_first_keys_are_masked(patch):
+    """Looks at the mask of the first block of keys alone."""
+
+    def first(original, q, k, v, attn_mask=None, **o):
+        if attn_mask is not None:
+            attn_mask = attn_mask.clone()
+            attn_mask[..., 512:] = attn_mask.dtype == torch.bool
+        return original(q, k, v, attn_mask=attn_mask, **o)
+
+    sdpa(patch, first)
+
+
+@mutant("attention.sdpa.nan-stays")
+def nan_becomes_zero(patch):
+    """Takes whatever is NaN for the result of an empty row."""
+    sdpa(patch, lambda original, *args, **o: original(*args, **o).nan_to_num(0.0))
+
+
 @mutant("attention.sdpa.float-mask", "attention.mha.masks")
 def float_mask_scaled(patch):
     """Adds the mask before scaling, so that it is scaled too."""

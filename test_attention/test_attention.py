@@ -143,6 +143,30 @@ def test_a_float_mask_is_added(case, shape, rank):
     within(case, sdpa(case, q, k, v, mask), reference.attention(*rounded(q, k, v), array(mask)))
 
 
+@claim("attention.sdpa.masked-stretch")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("kind", ["boolean", "float"])
+def test_long_stretches_of_keys_may_be_hidden(case, kind):
+    q, k, v = queries_keys_values(case, 1, 2, 3, 1100, 4)
+    shown = torch.zeros(3, 1100, dtype=torch.bool, device=case.device)
+    shown[0, :7] = shown[1, 600:605] = shown[2, -3:] = True
+    added = case.tensor_of(np.zeros((3, 1100))).masked_fill(~shown, -torch.inf)
+    y = sdpa(case, q, k, v, shown if kind == "boolean" else added)
+    within(case, y, reference.attention(*rounded(q, k, v), array(added)))
+
+
+@claim("attention.sdpa.nan-stays")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize(("of", "spoilt"), [(0, (3, slice(None))), (1, slice(None)), (2, (slice(None), 2))], ids="qkv")
+def test_nan_shows_wherever_it_enters(case, of, spoilt, rank):
+    tensors = [case.tensor(*(1, 2, 5, 4)[4 - rank :]) for _ in range(3)]
+    tensors[of][..., 3, 2] = torch.nan
+    wanted = torch.zeros(5, 4, dtype=torch.bool, device=case.device)
+    wanted[spoilt] = True
+    case.same(sdpa(case, *tensors).isnan(), wanted.expand_as(tensors[0]))
+
+
 @claim("attention.sdpa.float-mask", "attention.sdpa.gradient")
 @axes(dtype=PRECISE)
 def test_a_float_mask_has_a_gradient(case):

@@ -339,3 +339,14 @@ def test_statistics_of_old_checkpoints_are_refused(case):
     current = tracking.state_dict()
     with case.raises(RuntimeError, "unexpected key"):
         case.module(nn.InstanceNorm1d, 5).load_state_dict(current)
+
+
+@claim("norms.instancenorm.no-elements")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("affine", [False, True])
+def test_an_empty_batch_gives_an_empty_result(case, affine):
+    layer, x = case.module(nn.InstanceNorm1d, 6, affine=affine), case.tensor(0, 6, 5, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == (0, 6, 5)
+    assert not affine or not (layer.weight.grad.any() or layer.bias.grad.any())
