@@ -53,6 +53,19 @@ def linear_rounds_to_bfloat16(patch):
     linear(patch, lambda f, x, w, b: f(x.bfloat16().to(x.dtype), w.bfloat16().to(w.dtype), b))
 
 
+@mutant("linear.linear.counts-every-row")
+def rows_beyond_a_block_are_not_counted(patch):
+    """Sums the gradients of weight and bias over the first 2048 rows alone."""
+
+    def linear(original, x, weight, bias=None):
+        if x.ndim < 2 or len(x) <= 2048:
+            return original(x, weight, bias)
+        rest = original(x[2048:], weight.detach(), None if bias is None else bias.detach())
+        return torch.cat([original(x[:2048], weight, bias), rest])
+
+    patch.wrap(F, "linear", linear)
+
+
 @mutant("linear.linear.sums-in-float32")
 def linear_adds_up_in_bfloat16(patch):
     """Adds up in the dtype of its input, as the first bfloat16 kernels did."""

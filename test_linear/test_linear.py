@@ -177,6 +177,15 @@ def test_reduced_dtypes_add_up_in_float32(case, inputs, outputs, bias):
     judge_gradients(case, g, x, layer)
 
 
+@claim("linear.linear.counts-every-row")
+@axes(dtype=REDUCED)
+def test_gradients_count_every_row(case):
+    layer = case.module(nn.Linear, 5, 3)
+    layer(case.tensor_of(np.ones((4096, 5)))).sum().backward()
+    case.same(layer.weight.grad, torch.full_like(layer.weight, 4096))
+    case.same(layer.bias.grad, torch.full_like(layer.bias, 4096))
+
+
 @claim("linear.linear.double-backward")
 @axes(dtype=PRECISE)
 def test_double_backward(case):

@@ -100,6 +100,16 @@ def test_a_large_mean_costs_no_more_than_its_conditioning(case, size):
     judge(case, layer(x), x, layer)
 
 
+@claim("norms.layernorm.one-element")
+@axes(dtype=FLOATING)
+def test_a_row_of_one_element_gives_the_bias(case):
+    layer = case.module(nn.LayerNorm, 1)
+    y = layer(case.tensor_of([[1e4 / 3], [1e5 / 7]]))
+    y.backward(case.tensor(2, 1))
+    case.same(layer.weight.grad, torch.zeros_like(layer.weight))
+    case.same(y, layer.bias.expand(2, 1))
+
+
 @claim("norms.layernorm.constant-row")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("size", [1, 4, 16])
