@@ -184,3 +184,12 @@ def test_a_survivor_makes_the_matrix_fail(capsys):
     options = argparse.Namespace(pattern=["dropout.m"], json=None)
     assert matrix.conclude([trial], options, baseline) == 1
     assert "survived  dropout.m" in capsys.readouterr().out
+
+
+def test_a_changed_function_evaluates_no_annotation_that_the_original_did_not():
+    text = "def outer():\n    def inner(x: Missing): return x\n    return inner(1)\n"
+    made = {}
+    exec("from __future__ import annotations\n" + text, made)
+    function = made["outer"]
+    function.__code__ = mutation.recompile(function, text.replace("return x", "return x + 1"))
+    assert function() == 2

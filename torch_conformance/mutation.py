@@ -11,6 +11,7 @@ Its id is ``dropout.rescales-by-p``. ``patch`` undoes whatever it did when the m
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import functools
@@ -164,7 +165,9 @@ def recompile(function: types.FunctionType, text: str) -> types.CodeType:
         assert isinstance(outer, ast.FunctionDef)
         outer.body.insert(1, definition)
         tree.body = [outer]
-    code = compile(ast.fix_missing_locations(tree), function.__code__.co_filename, "exec", dont_inherit=True)
+    lazy = function.__code__.co_flags & __future__.annotations.compiler_flag  # annotations that nobody evaluated
+    tree = ast.fix_missing_locations(tree)
+    code: types.CodeType = compile(tree, function.__code__.co_filename, "exec", lazy, dont_inherit=True)
     for _ in range(1 + bool(free)):
         code = next(c for c in code.co_consts if isinstance(c, types.CodeType))
     if code.co_freevars != free:
