@@ -30,7 +30,7 @@ from torch_conformance.bench.comparison import compare_kernels  # noqa: E402
 
 PLANTS = (0.03, 0.05, 0.10, 0.20)
 LIMIT = 0.05  # of the naive rule: pytest-benchmark's --benchmark-compare-fail=min:5%
-BURN = "while True: pass"
+BURN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with its parent
 NAIVE = "x1 and not /l/ and float32 and (forward-train or forward-eval) and test_kernel"
 
 
