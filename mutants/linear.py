@@ -57,13 +57,13 @@ def linear_rounds_to_bfloat16(patch):
 def rows_beyond_a_block_are_not_counted(patch):
     """Sums the gradients of weight and bias over the first 2048 rows alone."""
 
-    def linear(original, x, weight, bias=None):
+    def change(original, x, weight, bias):
         if x.ndim < 2 or len(x) <= 2048:
             return original(x, weight, bias)
         rest = original(x[2048:], weight.detach(), None if bias is None else bias.detach())
         return torch.cat([original(x[:2048], weight, bias), rest])
 
-    patch.wrap(F, "linear", linear)
+    linear(patch, change)
 
 
 @mutant("linear.linear.sums-in-float32")

@@ -144,13 +144,6 @@ def build(kernel: Kernel, device: str = "cpu", seed: int = 0) -> Thunk:
     return _run(kernel, module, list(module.parameters()), _input(kernel, device))
 
 
-def untouched(total_bytes: int) -> Any:
-    """Memory of the host that nobody wrote to, which moves what is allocated next."""
-    import torch
-
-    return torch.empty(total_bytes, dtype=torch.uint8)
-
-
 def build_formula(kernel: Kernel, device: str = "cpu", seed: int = 0, compiled: bool = False) -> Thunk:
     """The same law in plain torch operations, as a user would write it, optionally through torch.compile."""
     import torch
