@@ -277,7 +277,7 @@ def nodes_are_named_like_their_class(patch):
     patch.source(function.FunctionMeta.__init__, 'name + "Backward"', "name")
 
 
-@mutant("function.forward.returns-its-input")
+@mutant("function.forward.returns-its-input", "function.ctx.mark-dirty-of-constants")
 def forward_is_shielded_from_its_inputs(patch):
     """Copies what forward returns, so that no output is an input."""
     on_apply(patch, lambda o, cls, *a, **k: copied(o(cls, *a, **k)))

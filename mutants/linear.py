@@ -490,6 +490,29 @@ def bag_fills_empty_ones(patch):
     bag(patch, change)
 
 
+@mutant("linear.embeddingbag.gradient")
+def bag_counts_no_frequencies(patch):
+    """Takes no notice of scale_grad_by_freq."""
+    patch.wrap(torch, "embedding_bag", lambda f, w, ids, offsets, by_frequency, *rest: f(w, ids, offsets, False, *rest))
+
+
+@mutant("linear.embeddingbag.gradient")
+def bag_divides_the_gradient_of_a_mean_twice(patch):
+    """Gives the rows of a mean half their share."""
+    bag(patch, lambda f, w, i, o, mode, rest: f(Scaled.apply(w, 0.5) if mode == 1 else w, i, o, mode, rest))
+
+
+@mutant("linear.embeddingbag.last-offset-of-a-matrix")
+def bag_takes_the_last_row_of_a_matrix_for_an_offset(patch):
+    """Drops the last bag of a matrix of indices, as include_last_offset says of offsets."""
+
+    def change(original, layer, ids, *rest):
+        y = original(layer, ids, *rest)
+        return y[:-1] if layer.include_last_offset and ids.ndim == 2 else y
+
+    patch.wrap(nn.EmbeddingBag, "forward", change)
+
+
 @mutant("linear.embeddingbag.like-embedding")
 def bag_averages_its_gradient(patch):
     """Halves the gradient of the weight."""

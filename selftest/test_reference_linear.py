@@ -43,3 +43,16 @@ def test_bags_by_hand():
     weight, ids, starts = np.array([[1.0], [2.0], [4.0]]), np.array([0, 2, 1]), np.array([0, 2, 2])
     for mode, expected in (("sum", [5, 0, 2]), ("mean", [2.5, 0, 2]), ("max", [4, 0, 2])):
         assert linear.bags(weight, ids, starts, mode, np.ones(3)).ravel().tolist() == expected
+
+
+def test_shares_of_a_bag_by_hand():
+    weight, ids, starts = np.array([[1.0], [2.0], [4.0]]), np.array([0, 2, 1, 0]), np.array([0, 2, 2])
+    g = np.array([[6.0], [7.0], [8.0]])
+    for mode, padding, expected in (
+        ("sum", None, [6, 6, 8, 8]),
+        ("mean", None, [3, 3, 4, 4]),
+        ("max", None, [0, 6, 8, 0]),
+        ("mean", 0, [0, 6, 8, 0]),
+        ("max", 2, [6, 0, 8, 0]),
+    ):
+        assert linear.bag_shares(g, weight, ids, starts, mode, padding).ravel().tolist() == expected

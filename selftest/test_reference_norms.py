@@ -68,3 +68,15 @@ def test_layer_and_rms_norm_gradients():
 def test_local_response_norm_gradient(size):
     slope = norms.along(lambda x: norms.local_response_norm(x, size, 0.5, 0.7, 1.3), X, V)
     assert np.isclose((slope * G).sum(), (norms.local_response_norm_gradient(G, X, size, 0.5, 0.7, 1.3) * V).sum())
+
+
+def test_derivatives_of_every_order():
+    """By hand: of ``s / sqrt(s^2 + 3)`` at s = 1, which two opposite values are standardised to."""
+    ends = np.array([1.0, -1.0])
+    found, sizes = norms.derivatives(ends, ends, (0,), 3.0)
+    for order, value in enumerate([1 / 2, 3 / 8, -9 / 32, 9 / 128]):
+        np.testing.assert_allclose(found[order], value * ends, rtol=1e-14)
+        assert (sizes[order] >= abs(found[order])).all()
+    for centred in (True, False):
+        slope = norms.along(lambda x, c=centred: norms.standardise(x, (1, 2), 0.3, c)[0], X, V)
+        np.testing.assert_allclose(norms.derivatives(X, V, (1, 2), 0.3, centred)[0][1], slope, rtol=1e-10)

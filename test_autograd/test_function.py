@@ -262,6 +262,16 @@ def test_mark_dirty_declares_an_in_place_operation(case):
         triple.apply(x)
 
 
+@claim("function.ctx.mark-dirty-of-constants")
+def test_a_dirty_constant_comes_back_itself(case):
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    x = case.tensor(3)
+    assert define(forward, lambda ctx, g: 3 * g).apply(x) is x
+
+
 @claim("function.ctx.mark-dirty-is-checked")
 def test_a_dirty_tensor_that_another_backward_needs_is_noticed(case):
     def forward(ctx, x):

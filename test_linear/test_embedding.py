@@ -159,6 +159,37 @@ def test_bags_are_reduced_and_empty_ones_are_zero(case, mode, last):
     case.close(y, reference.bags(array(layer.weight), *law), k=0 if mode == "max" else 3, scale=scale)  # three terms
 
 
+@claim("linear.embeddingbag.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("padding", [None, 4])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_row_adds_up_its_shares_of_the_bags(case, mode, padding):
+    check_gradient(case, mode, padding)
+
+
+@claim("linear.embeddingbag.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("padding", [None, 4])
+@pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_the_gradient_may_be_sparse_or_scaled(case, mode, option, padding):
+    check_gradient(case, mode, padding, **{option: True})
+
+
+def check_gradient(case, mode, padding, sparse=False, scale_grad_by_freq=False):
+    options = {"sparse": sparse, "scale_grad_by_freq": scale_grad_by_freq}
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, padding_idx=padding, **options)
+    ids, starts, g = np.array([1, 4, 4, 2, 4, 0, 3, 3]), np.array([0, 3, 3, 5]), case.tensor(4, 5)
+    layer(indices(case, ids), indices(case, starts)).backward(g)
+
+    def law(g):
+        shares = reference.bag_shares(g, array(layer.weight), ids, starts, mode, padding)
+        return reference.embedding_gradient(shares, ids, 6, by_frequency=scale_grad_by_freq)
+
+    found = layer.weight.grad.to_dense() if sparse else layer.weight.grad
+    case.close(found, law(array(g)), k=4, scale=law(abs(array(g))))  # three terms and two quotients
+
+
 @claim("linear.embeddingbag.like-embedding")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
@@ -175,6 +206,15 @@ def test_bags_of_one_length_are_reduced_embeddings(case, mode):
     y.backward(g)
     case.close(y, array(plain), k=3, scale=abs(array(rows)).sum(1))  # three terms, twice
     case.close(layer.weight.grad, array(expected), k=4, scale=abs(array(g)).sum(0))  # and a quotient
+
+
+@claim("linear.embeddingbag.last-offset-of-a-matrix")
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_matrix_of_indices_needs_no_last_offset(case, mode):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode)
+    wanted = layer(indices(case))
+    layer.include_last_offset = True
+    case.same(layer(indices(case)), wanted)
 
 
 @claim("linear.embeddingbag.weights")

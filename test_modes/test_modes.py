@@ -310,8 +310,10 @@ def test_step_updates_in_both_modes(case, mode):
     before = [array(p).copy() for p in model.parameters()]
     torch.optim.SGD(model.parameters(), lr=0.25).step()
     for old, p in zip(before, model.parameters(), strict=True):
-        case.close(p, old - 0.25 * array(p.grad), k=2, scale=abs(old) + abs(array(p.grad)))  # product and difference
-        assert (array(p) != old).any() or not p.grad.any()
+        step = 0.25 * array(p.grad)
+        case.close(p, old - step, k=2, scale=abs(old) + abs(array(p.grad)))  # product and difference
+        # Before a BatchNorm in training the gradient of a bias is zero but for rounding: too small to show, at times.
+        assert ((array(p) != old) | (abs(step) <= torch.finfo(p.dtype).eps * abs(old))).all()
 
 
 @claim("modes.eval.requires-grad-kept")

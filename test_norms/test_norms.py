@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from specs.reference import norms as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
@@ -172,3 +173,70 @@ def test_weight_is_a_magnitude_times_a_direction(case, dim):
     with torch.no_grad():
         size *= 3
     case.close(layer.weight, 3 * before, k=22)
+
+
+# -- derivatives of every order and direction --------------------------------------------------------------------------
+
+CURVED = {  # the layer, the axes of (4, 6, 5) and, for groups, of (4, 2, 15) that it averages over
+    "LayerNorm": (lambda: nn.LayerNorm((6, 5), eps=0.25), (1, 2)),
+    "GroupNorm": (lambda: nn.GroupNorm(2, 6, eps=0.25), (2,)),
+    "InstanceNorm1d": (lambda: nn.InstanceNorm1d(6, eps=0.25, affine=True), (2,)),
+    "BatchNorm1d": (lambda: nn.BatchNorm1d(6, eps=0.25, track_running_stats=False), (0, 2)),
+    "RMSNorm": (lambda: nn.RMSNorm((6, 5), eps=0.25), (1, 2)),
+}
+
+
+def curve(case, name):
+    """The layer, a point and a direction, the derivatives of the layer along it, and the sizes of their terms."""
+    if not hasattr(nn, name):
+        raise case.unsupported(f"this torch has no {name}")
+    make_layer, over = CURVED[name]
+    layer, x, v = case.module(make_layer), case.tensor(4, 6, 5), case.tensor(4, 6, 5)
+    shape = (4, 2, 15) if name == "GroupNorm" else (4, 6, 5)
+    at, along = (array(a).reshape(shape) for a in (x, v))
+    weight = array(layer.weight).reshape((6, 5) if layer.weight.ndim == 2 else (6, 1))
+    found, sizes = reference.derivatives(at, along, over, 0.25, centred=name != "RMSNorm")
+    affine = [np.reshape(a, (4, 6, 5)) * weight for a in found], [np.reshape(a, (4, 6, 5)) * abs(weight) for a in sizes]
+    return (layer, x, v, *affine)
+
+
+EACH_SUM = 38  # roundings: sums of at most 30 terms, mean and root, difference, product with the root, with the weight
+
+
+@claim("norms.common.forward-mode")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("name", CURVED)
+def test_forward_mode_carries_the_slope(case, name):
+    layer, x, v, along, sizes = curve(case, name)
+    with forward_ad.dual_level():
+        value, slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, v)))
+    case.same(value, layer(x))
+    case.close(slope, along[1], k=2 * EACH_SUM, scale=sizes[1])
+
+
+@claim("norms.common.backward-through-forward-mode")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("name", CURVED)
+def test_forward_mode_can_be_differentiated(case, name):
+    layer, x, v, along, sizes = curve(case, name)
+    t, g = case.tensor_of(np.zeros(())).requires_grad_(), case.tensor(4, 6, 5)
+    with forward_ad.dual_level():
+        slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x + t * v, v))).tangent
+        (bend,) = torch.autograd.grad(slope, t, g)
+    case.close(bend, (array(g) * along[2]).sum(), k=3 * EACH_SUM, scale=(abs(array(g)) * sizes[2]).sum())
+
+
+@claim("norms.common.third-derivative")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("name", CURVED)
+def test_a_third_derivative_is_right_or_refused(case, name):
+    layer, x, v, along, sizes = curve(case, name)
+    t, g = case.tensor_of(np.zeros(())).requires_grad_(), case.tensor(4, 6, 5)
+    found = (layer(x + t * v) * g).sum()
+    try:
+        for _ in range(3):
+            (found,) = torch.autograd.grad(found, t, create_graph=True)
+    except RuntimeError as refusal:
+        assert "does not support 3rd" in str(refusal), refusal
+    else:
+        case.close(found, (array(g) * along[3]).sum(), k=4 * EACH_SUM, scale=(abs(array(g)) * sizes[3]).sum())

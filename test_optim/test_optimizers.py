@@ -178,6 +178,18 @@ def test_centred_rmsprop(case, path, options):
     walk(case, "RMSprop", reference.rmsprop, options, path)
 
 
+@claim("optim.rmsprop.constant-gradient")
+@axes(dtype=PRECISE)
+@loops
+def test_centred_rmsprop_of_a_constant_gradient_stays_finite(case, path):
+    p = case.tensor(100, requires_grad=True)
+    optimizer = build(case, "RMSprop", [p], path, lr=0.25, alpha=0.5, centered=True)
+    give_gradients(case, [p])
+    for _ in range(60):  # until alpha^n is below half an eps of float64
+        optimizer.step()
+    assert p.isfinite().all(), f"{int(p.isnan().sum())} of 100 parameters are NaN"
+
+
 @claim("optim.adamax.law")
 @axes(dtype=PRECISE)
 @loops

@@ -593,6 +593,28 @@ def test_schedules_in_sequence_start_at_their_milestones(case, name, options):
     hold_along(case, found, wanted, options)
 
 
+@claim("schedulers.several.sequence-resumed")
+@pytest.mark.parametrize("epoch", [2, 6])
+def test_a_sequence_goes_on_from_last_epoch(case, epoch):
+    def sequence(optimizer, last_epoch=-1):
+        parts = [
+            lr_scheduler.ConstantLR(optimizer, **TENTH, last_epoch=last_epoch),
+            lr_scheduler.ExponentialLR(optimizer, 0.5, last_epoch=last_epoch),
+        ]
+        return lr_scheduler.SequentialLR(optimizer, parts, [4], last_epoch)
+
+    optimizer = optimizer_of(case)
+    scheduler = sequence(optimizer)
+    for _ in range(epoch):
+        advance(optimizer, scheduler)
+    resumed = optimizer_of(case, rates_of(optimizer))
+    for group, base in zip(resumed.param_groups, RATES, strict=True):
+        group["initial_lr"] = base
+    scheduler = sequence(resumed, epoch - 1)
+    wanted = [reference.constant(epoch, b, **TENTH) if epoch < 4 else b * 0.5 ** (epoch - 4) for b in RATES]
+    hold_along(case, [rates_of(resumed)], [wanted], {})
+
+
 @claim("schedulers.several.three-in-sequence")
 def test_three_schedules_in_sequence(case):
     optimizer, found, wanted = optimizer_of(case), [], []

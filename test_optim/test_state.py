@@ -344,6 +344,22 @@ def trained(case, name, path, steps=3):
     return parameters, optimizer
 
 
+@claim("optim.state.loaded-apart")
+@names
+def test_a_loaded_optimizer_steps_on_state_of_its_own(case, name):
+    parameters, old = trained(case, name, "fixed")
+    before = copy.deepcopy(old.state_dict()["state"])
+    others = parameters_of(case)
+    new = build(case, name, others, "fixed", **USUAL[name])
+    new.load_state_dict(old.state_dict())
+    give_gradients(case, others)
+    new.step()
+    for index, state in before.items():
+        for key, value in state.items():
+            now = old.state[parameters[index]][key]
+            assert torch.equal(torch.as_tensor(now), torch.as_tensor(value)), f"the step has changed the other's {key}"
+
+
 @claim("optim.state.resumed-bitwise")
 @axes(dtype=("float32", "bfloat16"))
 @loops

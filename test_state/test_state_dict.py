@@ -260,6 +260,14 @@ def test_keys_of_nothing_are_unexpected(case, name):
         model.load_state_dict({**model.state_dict(), name: case.tensor(2)})
 
 
+@claim("state.load.below-none")
+def test_nothing_lies_below_a_child_that_is_none(case):
+    model = case.module(nn.Linear, 5, 3)
+    model.register_module("child", None)
+    with case.raises(RuntimeError, r"unexpected key.*child\.weight"):
+        model.load_state_dict({**model.state_dict(), "child.weight": case.tensor(1)})
+
+
 # -- What loading does -------------------------------------------------------------------------------------------------
 
 

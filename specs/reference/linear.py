@@ -61,3 +61,18 @@ def bags(weight: np.ndarray, ids: np.ndarray, starts: np.ndarray, mode: str, fac
         if stop > start:
             found[bag] = reduce(weight[ids[start:stop]] * factors[start:stop, None], axis=0)
     return found
+
+
+def bag_shares(
+    g: np.ndarray, weight: np.ndarray, ids: np.ndarray, starts: np.ndarray, mode: str, padding: int | None = None
+) -> np.ndarray:
+    """What of g, of shape (bags, dim), each of the n places gets: all in a sum, an equal share in a mean, and in a max,
+    column by column, all for the first of the greatest; padding gets nothing and counts for nothing."""
+    shares = np.zeros((len(ids), weight.shape[1]))
+    for bag, (start, stop) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
+        places = np.array([place for place in range(start, stop) if ids[place] != padding], dtype=int)
+        if mode == "max" and len(places):
+            shares[places[weight[ids[places]].argmax(0)], range(weight.shape[1])] = g[bag]
+        elif mode != "max":
+            shares[places] = g[bag] / (len(places) if mode == "mean" else 1)
+    return shares

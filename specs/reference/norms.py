@@ -208,3 +208,25 @@ def normalize(x: np.ndarray, p: float, axis: int, eps: float) -> np.ndarray:
 def along(law: Callable[[np.ndarray], np.ndarray], x: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Derivative of an analytic law at x in the direction v, exact to rounding (Squire & Trapp 1998)."""
     return np.asarray(law(x + 1j * STEP * v)).imag / STEP
+
+
+def derivatives(
+    x: np.ndarray, v: np.ndarray, axes: Sequence[int], eps: float, centred: bool = True
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """``d^k/dt^k standardise(x + t v)`` at t = 0 for k = 0 to 3, and for each the sum of the sizes of its terms.
+
+    The deviation ``d + t e`` is linear in t and ``var + eps`` a square ``q``, so that the inverse root ``h = q^-1/2``
+    has ``h' = -q'/2 q^-3/2``, ``h'' = 3/4 q'^2 q^-5/2 - q''/2 q^-3/2``,
+    ``h''' = 9/4 q' q'' q^-5/2 - 15/8 q'^3 q^-7/2``.
+    """
+    d, e = (a - a.mean(axis=axes, keepdims=True) if centred else a for a in (x, v))
+    q, slope, bend = (a.mean(axis=axes, keepdims=True) for a in (d * d, 2 * d * e, 2 * e * e))
+    q = q + eps
+    roots = [
+        [q**-0.5],
+        [-slope / 2 * q**-1.5],
+        [3 / 4 * slope**2 * q**-2.5, -bend / 2 * q**-1.5],
+        [9 / 4 * slope * bend * q**-2.5, -15 / 8 * slope**3 * q**-3.5],
+    ]
+    terms = [[d * h for h in roots[k]] + [k * e * h for h in roots[k - 1] if k] for k in range(4)]
+    return [sum(parts) for parts in terms], [sum(map(abs, parts)) for parts in terms]
