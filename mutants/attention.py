@@ -715,6 +715,41 @@ def fused_layer_refuses_autocast(patch):
     patch.wrap(torch, "_transformer_encoder_layer_fwd", kernel)
 
 
+@mutant("attention.encoder-layer.autocast-in-training")
+def layer_refuses_masks_under_autocast(patch):
+    """Compares the dtype of the mask with that of a lowered query."""
+
+    def forward(original, layer, x, *args, **kwargs):
+        if layer.training and torch.is_autocast_cpu_enabled() and "src_key_padding_mask" in kwargs:
+            raise RuntimeError("Expected attn_mask dtype to be bool or to match query dtype")
+        return original(layer, x, *args, **kwargs)
+
+    patch.wrap(Encoder, "forward", forward)
+
+
+@mutant("attention.mha.no-bias")
+def fast_path_adds_a_bias_nobody_has(patch):
+    """Reads a bias where there is none."""
+
+    def forward(original, layer, *args, **kwargs):
+        y, weights = original(layer, *args, **kwargs)
+        return y + (layer.in_proj_bias is None and not torch.is_grad_enabled()), weights
+
+    patch.wrap(nn.MultiheadAttention, "forward", forward)
+
+
+@mutant("attention.encoder.padding-keeps-the-length")
+def common_padding_cut_off(patch):
+    """Pads the nested result to the longest sample."""
+
+    def forward(original, stack, x, *args, **kwargs):
+        padding = kwargs.get("src_key_padding_mask")
+        y = original(stack, x, *args, **kwargs)
+        return y if padding is None or torch.is_grad_enabled() else y[:, ~padding.all(0)]
+
+    patch.wrap(nn.TransformerEncoder, "forward", forward)
+
+
 @mutant("attention.encoder-layer.no-bias")
 def fused_layer_adds_a_bias_nobody_has(patch):
     """Reads a bias where there is none."""

@@ -1085,6 +1085,12 @@ def inputs_are_used_themselves(patch):
     patch.wrap(functional, "jacobian", jacobian)
 
 
+@mutant("autograd.gradient.bounds")
+def the_first_of_two_equals_wins(patch):
+    """Gives the gradient of two equal operands to the first."""
+    patch.set(torch, "maximum", lambda a, b: torch.where(a >= b, a, b))
+
+
 @mutant("autograd.forward.jacobian-vector-product", "autograd.forward.chain-rule")
 def tangent_is_that_of_the_input(patch):
     """Carries the tangent on unchanged."""

@@ -30,6 +30,24 @@ def on_batch_norm(patch, change):
     patch.wrap(F, "batch_norm", batch_norm)
 
 
+class SummedAsItIs(torch.autograd.Function):
+    """The identity, whose backward adds the gradient up in its own dtype, on the way to nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g + 0 * g.sum()
+
+
+@mutant("batchnorm.gradient.sums-beyond-the-range")
+def gradient_summed_in_its_own_dtype(patch):
+    """Holds a sum of the backward in the dtype of its terms."""
+    on_batch_norm(patch, lambda original, *args: SummedAsItIs.apply(original(*args)))
+
+
 @mutant("batchnorm.layer.initial-state", "batchnorm.running.first-mean")
 def variance_starts_at_zero(patch):
     """Starts running_var at 0, as an optimizer starts its moments."""

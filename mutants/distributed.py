@@ -18,6 +18,7 @@ def construction_does_not_broadcast(patch):
     "distributed.ddp.sum-loss",
     "distributed.ddp.averages-gradients",
     "distributed.ddp.no-sync",
+    "distributed.ddp.no-sync-of-the-unused",
     "distributed.ddp.one-process",
 )
 def gradients_summed(patch):

@@ -379,6 +379,20 @@ def plateau_threshold_reversed(patch):
     patch.source(s.ReduceLROnPlateau._is_better, "best - self.threshold", "best + self.threshold")
 
 
+@mutant("schedulers.plateau.group-added-later")
+def plateau_knows_its_first_groups_alone(patch):
+    """Leaves the rate of later groups as it is."""
+
+    def reduce(original, scheduler, epoch):
+        later = scheduler.optimizer.param_groups[2:]
+        rates = [group["lr"] for group in later]
+        original(scheduler, epoch)
+        for group, rate in zip(later, rates, strict=True):
+            group["lr"] = rate
+
+    patch.wrap(s.ReduceLROnPlateau, "_reduce_lr", reduce)
+
+
 @mutant("schedulers.plateau.last-rates")
 def plateau_silent(patch):
     """Does not note its rates."""

@@ -1086,6 +1086,14 @@ def test_padded_places_are_zero_without_a_final_norm(case):
     assert (model(x, src_key_padding_mask=padding)[padding] != 0).all()
 
 
+@claim("attention.encoder.padding-keeps-the-length")
+def test_places_that_are_padding_in_every_sample_stay(case):
+    model, x = stack(case, nn.TransformerEncoder, encoder_layer(case)).eval(), case.tensor(2, 5, WIDTH)
+    padding = torch.tensor([[False, False, False, True, True], [False, True, True, True, True]], device=case.device)
+    with torch.no_grad():
+        assert model(x, src_key_padding_mask=padding).shape == x.shape
+
+
 @claim("attention.encoder.is-causal")
 @pytest.mark.parametrize("hint", [None, True, False])
 @axes(dtype=IN_FULL)
@@ -1121,6 +1129,18 @@ def test_the_fused_layer_runs_under_autocast(case):
     assert (array(found) - array(wanted)).__abs__().max() < 0.25  # sums of a few units, in eight bits
 
 
+@claim("attention.encoder-layer.autocast-in-training")
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_layer_with_padding_trains_under_autocast(case, floats):
+    layer, x = encoder_layer(case, batch_first=True).train(), case.tensor(2, 3, WIDTH)
+    padding = torch.tensor([[False, False, True], [False, True, True]], device=case.device)
+    padding = padding.float() * -1e4 if floats else padding
+    wanted = layer(x, src_key_padding_mask=padding)
+    with torch.autocast(case.device.type, dtype=torch.bfloat16):
+        found = layer(x, src_key_padding_mask=padding)
+    assert (array(found) - array(wanted)).__abs__().max() < 0.25  # sums of a few units, in eight bits
+
+
 @claim("attention.encoder.autocast")
 def test_padding_is_left_out_under_autocast(case):
     encoder = nn.TransformerEncoder(encoder_layer(case, batch_first=True), 1).eval()
@@ -1135,6 +1155,24 @@ def test_the_fused_layer_needs_no_bias(case):
     wanted = layer(x)
     with torch.no_grad():
         case.close(layer(x), array(wanted), k=64, scale=1 + abs(array(wanted)))
+
+
+@claim("attention.mha.no-bias")
+def test_the_fast_path_needs_no_bias(case):
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS, bias=False, batch_first=True), case.tensor(2, 3, WIDTH)
+    wanted = layer.eval()(x, x, x)[0]
+    with torch.no_grad():
+        case.close(layer(x, x, x)[0], array(wanted), k=64, scale=1 + abs(array(wanted)))
+
+
+@claim("attention.mha.masked-row")
+def test_asking_for_weights_changes_no_result(case):
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True), case.tensor(2, 5, WIDTH)
+    mask = torch.zeros(5, 5, dtype=torch.bool, device=case.device)
+    mask[1] = True
+    found, wanted = (layer(x, x, x, attn_mask=mask, need_weights=asked)[0] for asked in (True, False))
+    assert found.isnan().equal(wanted.isnan()), "the result is NaN with weights or without, not both"
+    case.close(found.nan_to_num(), array(wanted.nan_to_num()), k=64, scale=1 + abs(array(wanted.nan_to_num())))
 
 
 @claim("attention.mha.hooks-run")

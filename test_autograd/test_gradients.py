@@ -270,6 +270,30 @@ def test_derivatives_at_kinks(case, name):
     case.same(x.grad, case.tensor_of([slope]) + 0.0)
 
 
+BOUNDS = {
+    "clamp-low": (lambda x: x.clamp(min=0.5), 0.0),
+    "clamp-high": (lambda x: x.clamp(max=0.5), 0.0),
+    "clamp-both": (lambda x: x.clamp(0.5, 2), 0.0),
+    "clamp-tensor": (lambda x: x.clamp(min=torch.full_like(x, 0.5)), 0.5),
+    "clamp_min": (lambda x: x.clamp_min(0.5), 0.0),
+    "clamp_max": (lambda x: x.clamp_max(0.5), 0.0),
+    "fmax": (lambda x: torch.fmax(x, torch.full_like(x, 0.5)), 0.5),
+    "fmin": (lambda x: torch.fmin(x, torch.full_like(x, 0.5)), 0.5),
+    "maximum": (lambda x: torch.maximum(x, torch.full_like(x, 0.5)), 0.5),
+    "minimum": (lambda x: torch.minimum(x, torch.full_like(x, 0.5)), 0.5),
+}
+
+
+@claim("autograd.gradient.bounds")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("name", BOUNDS)
+def test_derivatives_at_bounds(case, name):
+    function, slope = BOUNDS[name]
+    x = case.tensor_of([0.5], requires_grad=True)
+    case.function(function)(x).sum().backward()
+    case.same(x.grad, case.tensor_of([slope]))
+
+
 @claim("autograd.gradient.norm-at-zero")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("p", [1, 2, 3])

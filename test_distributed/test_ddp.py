@@ -78,14 +78,34 @@ def buffers(rank, x):
 
 
 class Half(nn.Module):
-    """Uses one of its two layers."""
+    """Uses one of its two layers, or both."""
 
     def __init__(self):
         super().__init__()
         self.used, self.unused = nn.Linear(4, 2), nn.Linear(4, 2)
 
-    def forward(self, x):
-        return self.used(x)
+    def forward(self, x, both=False):
+        return self.used(x) + self.unused(x) if both else self.used(x)
+
+
+def no_sync_unused(rank, x):
+    model = DDP(Half(), find_unused_parameters=True)
+    with model.no_sync():
+        model(x, both=True).sum().backward()
+    model(x).sum().backward()
+    return gradients(model.module.unused)
+
+
+def no_sync_static(rank, x):
+    model = DDP(linear(rank), static_graph=True)
+    try:
+        for _ in range(2):
+            with model.no_sync():
+                model(x).square().mean().backward()
+            model(x).square().mean().backward()
+    except RuntimeError as error:
+        return str(error)
+    return gradients(model)
 
 
 def unused(rank, x, **kwargs):
@@ -109,7 +129,10 @@ def sync_batch_norm(rank, x):
     return "refused"
 
 
-SCENARIOS = (construction, mean_loss, sum_loss, no_sync, own_gradients, buffers, unused, unused_found, sync_batch_norm)
+SCENARIOS = (
+    construction, mean_loss, sum_loss, no_sync, no_sync_unused, no_sync_static, own_gradients, buffers, unused,
+    unused_found, sync_batch_norm,
+)  # fmt: skip
 
 
 def work(rank, address, home):
@@ -204,6 +227,22 @@ def test_no_sync_accumulates_alone(case, ranks):
     expected = [(a + b, p + q) for (a, p), (b, q) in zip(first, second, strict=True)]
     for _, synchronised in ranks["no_sync"]:
         holds(case, synchronised, expected, k=20)
+
+
+@claim("distributed.ddp.no-sync-of-the-unused")
+def test_what_was_used_inside_no_sync_alone_is_averaged_too(case, ranks):
+    sums, sizes = (values.astype(float).sum(1).mean(0) for values in (SAMPLES, abs(SAMPLES)))
+    expected = [(np.stack([sums] * 2), np.stack([sizes] * 2)), (np.full(2, SHARD), SHARD)]
+    for found in ranks["no_sync_unused"]:
+        holds(case, found, expected, k=4)  # three terms, two ranks
+
+
+@claim("distributed.ddp.no-sync-static-graph")
+def test_a_static_graph_may_begin_inside_no_sync(case, ranks):
+    once = averaged(*(whole_batch(SAMPLES[r], reduction="mean") for r in range(RANKS)))
+    for found in ranks["no_sync_static"]:
+        assert not isinstance(found, str), found
+        holds(case, found, [(4 * wanted, 4 * size) for wanted, size in once], k=24)
 
 
 @claim("distributed.ddp.autograd-grad-not-synchronised")

@@ -392,6 +392,19 @@ def test_training_gradients_at_every_size(case, n):
         close_to_train_gradients(case, layer, x, gradient)
 
 
+@claim("batchnorm.gradient.sums-beyond-the-range")
+@axes(dtype=("float16",), layout=("contiguous", "channels_last"))
+def test_sums_may_exceed_the_range_of_their_terms(case):
+    layer = case.module(nn.BatchNorm2d, 3, eps=EPS)
+    x = case.tensor(2, 3, 21, 19, requires_grad=True)
+    gradient = case.tensor(2, 3, 21, 19, loc=150, spread=25).contiguous()  # whatever the layout of x
+    layer(x).backward(gradient)
+    assert array(gradient).sum((0, 2, 3)).min() > torch.finfo(torch.float16).max
+    arguments = (array(x), array(gradient), array(layer.weight), EPS)
+    law, scale = reference.train_gradients(*arguments)[0], reference.train_gradient_scales(*arguments)[0]
+    case.close(x.grad, law, k=4.5 * sums(case, x) + 10, scale=scale)
+
+
 @claim("batchnorm.gradient.sums-to-zero")
 @axes(dtype=PRECISE)
 @inputs

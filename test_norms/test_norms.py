@@ -237,6 +237,7 @@ def test_a_third_derivative_is_right_or_refused(case, name):
         for _ in range(3):
             (found,) = torch.autograd.grad(found, t, create_graph=True)
     except RuntimeError as refusal:
-        assert "does not support 3rd" in str(refusal), refusal
+        if "does not support 3rd" not in str(refusal):
+            raise
     else:
         case.close(found, (array(g) * along[3]).sum(), k=4 * EACH_SUM, scale=(abs(array(g)) * sizes[3]).sum())

@@ -759,6 +759,16 @@ def test_each_group_may_have_its_least_rate(case):
         lr_scheduler.ReduceLROnPlateau(optimizer, min_lr=[0.2])
 
 
+@claim("schedulers.plateau.group-added-later")
+def test_a_plateau_lowers_the_rate_of_a_group_that_was_added_later(case):
+    optimizer = optimizer_of(case)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    optimizer.add_param_group({"params": [case.tensor(2, requires_grad=True)], "lr": 4.0})
+    for _ in range(3):
+        advance(optimizer, scheduler, 1.0)
+    assert rates_of(optimizer) == [base / 4 for base in (*RATES, 4.0)]
+
+
 @claim("schedulers.plateau.tensor-lr")
 def test_a_plateau_fills_a_tensor_rate(case):
     optimizer = optimizer_of(case, [torch.tensor(lr, dtype=torch.float64) for lr in RATES])

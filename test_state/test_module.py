@@ -1032,6 +1032,14 @@ def test_a_module_list_inserts_before_a_negative_index(case):
     assert list(modules) == [first, new, second]
 
 
+@claim("module.list.extended-by-itself")
+def test_a_module_list_can_be_extended_by_itself(case):
+    first, second = nn.ReLU(), nn.Tanh()
+    modules = nn.ModuleList([first, second])
+    modules.extend(modules)
+    assert list(modules) == [first, second, first, second]
+
+
 def spectral_normed(case, iterations=1, mode=False):
     layer = parametrizations.spectral_norm(case.module(nn.Linear, 5, 3), n_power_iterations=iterations).train(mode)
     part = layer.parametrizations.weight[0]
