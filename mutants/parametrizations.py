@@ -1,9 +1,10 @@
 """The ways in which weights computed from other tensors go wrong."""
 
+from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
 
-from torch_conformance.mutation import mutant
+from torch_conformance.mutation import NotApplicable, mutant
 
 Orthogonal = parametrizations._Orthogonal
 Spectral = parametrizations._SpectralNorm
@@ -398,3 +399,11 @@ def swaps_in_a_tensor(patch):
 def swaps_requires_grad_away(patch):
     """Makes every swapped parameter require gradients."""
     patch.source(parametrize._maybe_set, "requires_grad=dest.requires_grad", "requires_grad=True")
+
+
+@mutant("parametrizations.registration.recurrent")
+def recurrent_layer_keeps_its_list_of_weights(patch):
+    """Hands the kernel the weights that the layer was made with."""
+    if not hasattr(nn.RNNBase, "_weights_have_changed"):
+        raise NotApplicable("this torch does so already")
+    patch.set(nn.RNNBase, "_weights_have_changed", lambda layer: False)

@@ -544,6 +544,16 @@ def test_jvp_is_the_rule_of_forward_mode(case):
             Product.apply(forward_ad.make_dual(x, v), x)
 
 
+@claim("function.jvp.nested")
+def test_forward_mode_can_be_nested(case):
+    square, x, v = split({"generate_vmap_rule": True}), case.tensor(3), case.tensor(3)
+
+    def slope(x):
+        return torch.func.jvp(lambda x: square.apply(x, 5), (x,), (v,))[1]
+
+    case.close(torch.func.jvp(slope, (x,), (v,))[1], 10 * array(v) ** 2, k=4)
+
+
 @claim("function.jvp.saves-tensors-only")
 def test_save_for_forward_takes_tensors_only(case):
     def forward(ctx, x):

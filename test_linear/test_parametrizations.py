@@ -25,6 +25,20 @@ def holder(values, cls=nn.Module):
     return module
 
 
+@claim("parametrizations.registration.recurrent")
+@pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_uses_its_parametrized_weights(case, cls):
+    class Zero(nn.Module):
+        def forward(self, weight):
+            return 0 * weight
+
+    layer, x = case.module(cls, 3, 5, bias=False), case.tensor(4, 2, 3)
+    assert layer(x)[0].any()
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        parametrize.register_parametrization(layer, name, Zero())
+    assert not layer(x)[0].any(), "the layer computes with the weights that it had before"
+
+
 # -- orthogonal matrices -----------------------------------------------------------------------------------------------
 
 MAPS = {

@@ -78,6 +78,27 @@ def test_shared_tensors_are_replaced_together(case):
             func.functional_call(layer, bad, x)
 
 
+class Twice(nn.Module):
+    """A layer that is reached by two names."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first = self.second = layer
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+@claim("transforms.functional-call.shared-modules")
+def test_a_module_of_two_names_keeps_its_own_parameters(case):
+    model, x = case.module(lambda: Twice(nn.Linear(3, 3))), case.tensor(2, 3)
+    weight, bias = case.tensor(3, 3), case.tensor(3)
+    held = dict(model.first.named_parameters())
+    y = func.functional_call(model, {"first.weight": weight, "first.bias": bias}, x)
+    case.same(y, F.linear(F.linear(x, weight, bias), weight, bias))
+    assert all(getattr(model.first, name) is own for name, own in held.items()), "the module has other parameters now"
+
+
 @claim("transforms.vmap.randomness")
 @pytest.mark.parametrize("how", ["error", "same", "different"])
 def test_randomness_under_vmap(case, how):

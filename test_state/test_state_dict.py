@@ -332,6 +332,15 @@ def test_assign_takes_the_tensors_over(case):
     assert target.scratch.dtype == torch.float16
 
 
+@claim("state.load.assign-keeps-ties")
+def test_assign_leaves_tied_parameters_tied(case):
+    source, target = (case.module(nn.Sequential, nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    for model in (source, target):
+        model[1].weight = model[0].weight
+    target.load_state_dict(source.state_dict(), assign=True)
+    assert target[1].weight is target[0].weight, "two parameters where there was one"
+
+
 @claim("state.load.assign")
 def test_assign_needs_matching_shapes(case):
     model = case.module(nn.Linear, 5, 3)
