@@ -200,6 +200,10 @@ def curve(case, name):
     return (layer, x, v, *affine)
 
 
+def weighted(gradients, values):
+    return (gradients * values).sum((1, 2, 3))
+
+
 EACH_SUM = 38  # roundings: sums of at most 30 terms, mean and root, difference, product with the root, with the weight
 
 
@@ -219,11 +223,12 @@ def test_forward_mode_carries_the_slope(case, name):
 @pytest.mark.parametrize("name", CURVED)
 def test_forward_mode_can_be_differentiated(case, name):
     layer, x, v, along, sizes = curve(case, name)
-    t, g = case.tensor_of(np.zeros(())).requires_grad_(), case.tensor(4, 6, 5)
+    t, gradients = case.tensor_of(np.zeros(())).requires_grad_(), case.tensor(3, 4, 6, 5)
     with forward_ad.dual_level():
         slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x + t * v, v))).tangent
-        (bend,) = torch.autograd.grad(slope, t, g)
-    case.close(bend, (array(g) * along[2]).sum(), k=3 * EACH_SUM, scale=(abs(array(g)) * sizes[2]).sum())
+        bends = [torch.autograd.grad(slope, t, g, retain_graph=True)[0] for g in gradients]
+    g = array(gradients)
+    case.close(torch.stack(bends), weighted(g, along[2]), k=3 * EACH_SUM, scale=weighted(abs(g), sizes[2]))
 
 
 @claim("norms.common.third-derivative")
@@ -231,13 +236,14 @@ def test_forward_mode_can_be_differentiated(case, name):
 @pytest.mark.parametrize("name", CURVED)
 def test_a_third_derivative_is_right_or_refused(case, name):
     layer, x, v, along, sizes = curve(case, name)
-    t, g = case.tensor_of(np.zeros(())).requires_grad_(), case.tensor(4, 6, 5)
-    found = (layer(x + t * v) * g).sum()
+    t, gradients = case.tensor_of(np.zeros(())).requires_grad_(), case.tensor(3, 4, 6, 5)
+    found = list((layer(x + t * v) * gradients).sum((1, 2, 3)))
     try:
         for _ in range(3):
-            (found,) = torch.autograd.grad(found, t, create_graph=True)
+            found = [torch.autograd.grad(f, t, create_graph=True)[0] for f in found]
     except RuntimeError as refusal:
         if "does not support 3rd" not in str(refusal):
             raise
     else:
-        case.close(found, (array(g) * along[3]).sum(), k=4 * EACH_SUM, scale=(abs(array(g)) * sizes[3]).sum())
+        g = array(gradients)
+        case.close(torch.stack(found), weighted(g, along[3]), k=4 * EACH_SUM, scale=weighted(abs(g), sizes[3]))
