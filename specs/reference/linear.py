@@ -74,5 +74,5 @@ def bag_shares(
         if mode == "max" and len(places):
             shares[places[weight[ids[places]].argmax(0)], range(weight.shape[1])] = g[bag]
         elif mode != "max":
-            shares[places] = g[bag] / (len(places) if mode == "mean" else 1)
+            shares[places] = g[bag] / (max(len(places), 1) if mode == "mean" else 1)
     return shares
