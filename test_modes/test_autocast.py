@@ -326,6 +326,34 @@ def test_custom_functions_run_in_the_state_declared(case, cast):
     assert seen == [(torch.float32, False), False]
 
 
+@claim("amp.custom.setup-context")
+def test_custom_functions_may_set_up_their_context_apart(case):
+    device, seen = case.device.type, []
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        @torch.amp.custom_fwd(device_type=device)
+        def forward(x, w):
+            return x @ w
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        @torch.amp.custom_bwd(device_type=device)
+        def backward(ctx, g):
+            seen.append(torch.is_autocast_enabled(device))
+            x, w = ctx.saved_tensors
+            return g @ w.T, x.T @ g
+
+    x, w = case.tensor(3, 3, requires_grad=True), case.tensor(3, 3, requires_grad=True)
+    with autocast(case):
+        y = Product.apply(x, w)
+    y.sum().backward()
+    assert seen == [True]
+
+
 # -- the gradient scaler ---------------------------------------------------------------------------------------------
 
 
