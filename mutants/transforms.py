@@ -226,7 +226,7 @@ def modes_may_differ(patch):
     patch.source(functional_call.stack_module_state, "all(not m.training for m in models)", "True")
 
 
-@mutant("transforms.functional-call.gradients-reach-the-dict")
+@mutant("transforms.functional-call.gradients-reach-the-dict", "transforms.functional-call.ties")
 def shared_tensors_are_untied(patch):
     """Replaces a shared tensor in one of its places only."""
     patch.source(functional_call.functional_call, "tie_weights=tie_weights", "tie_weights=False")

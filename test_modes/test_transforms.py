@@ -78,6 +78,30 @@ def test_shared_tensors_are_replaced_together(case):
             func.functional_call(layer, bad, x)
 
 
+@claim("transforms.functional-call.ties")
+def test_ties_may_be_left_out_of_account(case):
+    layer = case.module(nn.Sequential, nn.Linear(3, 3), nn.Linear(3, 3))
+    layer[1].weight = layer[0].weight
+    x, weight, other = case.tensor(2, 3), case.tensor(3, 3), case.tensor(3, 3)
+    for given, second in (({}, layer[1].weight), ({"1.weight": other}, other)):
+        y = func.functional_call(layer, {"0.weight": weight, **given}, x, tie_weights=False)
+        case.same(y, F.linear(F.linear(x, weight, layer[0].bias), second, layer[1].bias))
+    with case.raises(ValueError, "multiple values|tied"):
+        func.functional_call(layer, {"0.weight": weight, "1.weight": other}, x)
+
+
+@claim("transforms.functional-call.parametrized")
+@pytest.mark.parametrize(("name", "share"), [("weight", 1.0), ("parametrizations.weight.original", 0.5)])
+def test_a_parametrized_weight_is_given_as_it_is_or_before(case, name, share):
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    layer, x, weight = case.module(nn.Linear, 4, 3), case.tensor(5, 4), case.tensor(3, 4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Half())
+    case.same(func.functional_call(layer, {name: weight}, x), F.linear(x, share * weight, layer.bias))
+
+
 class Twice(nn.Module):
     """A layer that is reached by two names."""
 
