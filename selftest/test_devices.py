@@ -31,8 +31,8 @@ def test_what_a_backend_states_goes_before_the_probe():
 
 
 def test_a_backend_may_name_whose_kernels_compute_for_it():
-    assert devices.probe("cpu").known_as == ["cpu"]
-    assert devices.probe("cpu", [{"kernels": "other"}]).known_as == ["cpu", "other"]
+    assert devices.probe("cpu").computed_by == "cpu"
+    assert devices.probe("cpu", [{"kernels": "other"}]).computed_by == "other"
 
 
 def test_a_device_without_strides_lacks_the_layouts(monkeypatch):

@@ -257,13 +257,28 @@ def test_xdist_gives_the_same_verdicts(house, pytester):
     assert sorted(case["outcome"] for case in cases) == ["holds", "violated"]
 
 
+CRASHES = HOLDS.replace("case.close(case.tensor_of([1.0]), [1.0], k=1)", "import os; os.abort()")
+
+
 def test_a_crash_costs_only_its_case(house, pytester):
     pytest.importorskip("xdist")
-    crash = HOLDS.replace("case.close(case.tensor_of([1.0]), [1.0], k=1)", "import os; os.abort()")
     house(
-        crash + HOLDS.replace("test_holds", "test_again"), "-n", "1", "--max-worker-restart=4", "--results", "out.jsonl"
+        CRASHES + HOLDS.replace("test_holds", "test_again"),
+        "-n",
+        "1",
+        "--max-worker-restart=4",
+        "--results",
+        "out.jsonl",
     )
     cases = {r["test"].partition("::")[2]: r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"}
     assert cases["test_holds"]["outcome"] == "violated"
     assert cases["test_holds"]["message"] == "the interpreter crashed"
     assert cases["test_again"]["outcome"] == "holds"
+
+
+def test_a_listed_crash_deviates(house, pytester):
+    pytest.importorskip("xdist")
+    listed = DEVIATION.replace("error 0.5", "the interpreter crashed")
+    result = house(CRASHES, "-n", "1", "--max-worker-restart=4", "--results", "out.jsonl", deviations=listed)
+    (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert (result.ret, case["outcome"], case["error"]) == (0, "deviates", "crash")

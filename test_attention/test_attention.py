@@ -1457,7 +1457,7 @@ class Spy:
 def test_layers_are_told_of_a_causal_mask(case, shape):
     batch_first = shape[0] == 2
     encoder = nn.TransformerEncoder(encoder_layer(case, batch_first=batch_first), 2)
-    plain = nn.TransformerDecoderLayer(WIDTH, HEADS, FEEDS, batch_first=batch_first).to(case.dtype)
+    plain = nn.TransformerDecoderLayer(WIDTH, HEADS, FEEDS, batch_first=batch_first).to(case.device, case.dtype)
     decoder, x = nn.TransformerDecoder(plain, 2), case.tensor(*shape)
     spy, below, causal = Spy(*encoder.layers), Spy(*decoder.layers), torch.full((5, 5), -torch.inf).triu(1).to(x)
     other, window = causal.flip(0), causal.masked_fill(torch.ones(5, 5).tril(-2).bool().to(x.device), -torch.inf)

@@ -120,7 +120,7 @@ def test_only_the_flag_of_a_leaf_can_be_switched_off(case):
 @claim("autograd.graph.module-requires-grad")
 @pytest.mark.parametrize("mode", [True, False])
 def test_module_requires_grad_sets_every_parameter(case, mode):
-    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train(mode)
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(case.device).train(mode)
     parameters = dict(net.named_parameters())
     with case.unchanged(net, but={f"{name}.requires_grad" for name in parameters}):
         assert net.requires_grad_(False) is net

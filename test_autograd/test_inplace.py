@@ -131,7 +131,7 @@ def test_backward_notices_a_change_through_a_detached_alias(case):
 
 @claim("inplace.saved.step-between-forward-and-backward")
 def test_backward_notices_a_step_after_its_forward(case):
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(case.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     loss = net(case.tensor(5, 3, dtype=torch.float32)).square().sum()
     loss.backward(retain_graph=True)

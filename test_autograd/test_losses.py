@@ -375,12 +375,13 @@ def test_targets_of_cross_entropy_are_probabilities(case):
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_cross_entropy_is_cross_entropy_of_a_linear_layer(case, bias):
     settings = {"weight": case.tensor(4).abs(), "ignore_index": 1, "label_smoothing": 0.3}
-    loss, x, target = nn.LinearCrossEntropyLoss(7, 4, bias=bias, **settings), case.tensor(5, 7), labels(case, 5)
+    loss, x = nn.LinearCrossEntropyLoss(7, 4, bias=bias, **settings).to(case.device), case.tensor(5, 7)
+    target = labels(case, 5)
     assert (loss.linear.bias is not None) == bias
     assert nn.LinearCrossEntropyLoss(7, 4).linear.bias is None
     expected = F.cross_entropy(loss.linear(x), target, **settings)
     case.close(loss(x, target), array(expected), k=50)  # the same sums of seven, four and five terms, twice
-    total = nn.LinearCrossEntropyLoss(7, 4, bias=bias, reduction="sum", **settings)
+    total = nn.LinearCrossEntropyLoss(7, 4, bias=bias, reduction="sum", **settings).to(case.device)
     total.linear = loss.linear
     expected = F.cross_entropy(loss.linear(x), target, reduction="sum", **settings)
     case.close(total(x, target), array(expected), k=50)

@@ -316,7 +316,8 @@ def test_lazy_linear_takes_its_width_from_the_first_input(case, bias):
 @claim("linear.lazy.state")
 def test_a_lazy_layer_saves_and_loads_what_it_has(case):
     made, x = case.module(nn.Linear, 7, 3), case.tensor(4, 7)
-    lazy, other = nn.Sequential(nn.LazyLinear(3)), nn.Sequential(nn.LazyLinear(3))
+    there = {"device": case.device}
+    lazy, other = nn.Sequential(nn.LazyLinear(3, **there)), nn.Sequential(nn.LazyLinear(3, **there))
     saved = lazy.state_dict()
     assert list(saved) == ["0.weight", "0.bias"]
     assert all(nn.parameter.is_lazy(value) for value in saved.values())
@@ -324,7 +325,7 @@ def test_a_lazy_layer_saves_and_loads_what_it_has(case):
     assert other[0].has_uninitialized_params()
     with case.raises(RuntimeError, "missing key"):
         other.load_state_dict({"0.weight": made.weight})
-    for layer in (lazy, nn.Sequential(nn.LazyLinear(3, bias=False))):
+    for layer in (lazy, nn.Sequential(nn.LazyLinear(3, bias=False, **there))):
         state = {f"0.{name}": value for name, value in made.state_dict().items() if name in layer[0].state_dict()}
         layer.load_state_dict(state)
         assert not layer[0].has_uninitialized_params()
@@ -375,21 +376,21 @@ def test_a_lazy_layer_of_ones_own_must_make_its_parameters(case):
 
 @claim("linear.lazy.reset")
 def test_a_lazy_layer_resets_nothing_until_it_is_made(case):
-    layer, x = nn.LazyLinear(61), case.tensor(2, 17)
+    layer, x = nn.LazyLinear(61, device=case.device), case.tensor(2, 17)
     with case.unchanged():
         layer.reset_parameters()
     assert layer.has_uninitialized_params()
     torch.manual_seed(case.seed)
     layer(input=x)
     torch.manual_seed(case.seed)
-    plain = nn.Linear(17, 61)
+    plain = nn.Linear(17, 61, device=case.device)
     for name in ("weight", "bias"):
         case.same(getattr(layer, name).detach(), getattr(plain, name).detach())
 
 
 @claim("linear.lazy.loaded-width")
 def test_a_loaded_lazy_layer_takes_the_loaded_width_only(case):
-    layer = nn.LazyLinear(3)
+    layer = nn.LazyLinear(3, device=case.device)
     layer.load_state_dict(case.module(nn.Linear, 7, 3).state_dict())
     with case.raises((AssertionError, RuntimeError), "in_features|shapes cannot be multiplied"):
         layer(case.tensor(2, 5))

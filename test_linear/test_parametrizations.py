@@ -157,7 +157,7 @@ def test_the_map_is_chosen_by_shape_and_dtype(case, shape, dtype, how):
         case.reseed()
         layer = parametrizations.orthogonal(holder(values.clone()), **options)
         with torch.no_grad():
-            layer.parametrizations.weight.original.sub_(torch.full(shape, 0.25).tril(-1))
+            layer.parametrizations.weight.original.sub_(torch.full(shape, 0.25, device=case.device).tril(-1))
         weights.append(torch.view_as_real(layer.weight) if dtype.is_complex else layer.weight)
         assert hasattr(layer.parametrizations.weight[0], "base"), "trivialization is the default"
     case.same(*(w.detach() for w in weights))

@@ -133,7 +133,8 @@ def test_without_bias_the_layer_learns_a_weight(case, cls, lazy):
     if lazy and cls is nn.SyncBatchNorm:
         raise case.unsupported("there is no lazy SyncBatchNorm")
     x = case.tensor(*dict(INPUTS).get(cls, (9, 5)), loc=1.5)
-    layer = getattr(nn, f"Lazy{cls.__name__}")(eps=EPS, bias=False) if lazy else cls(5, eps=EPS, bias=False)
+    options = {"eps": EPS, "bias": False, "device": case.device}
+    layer = getattr(nn, f"Lazy{cls.__name__}")(**options) if lazy else cls(5, **options)
     layer(x)
     case.randomise(layer)
     assert "bias" not in layer.state_dict()
@@ -144,7 +145,7 @@ def test_without_bias_the_layer_learns_a_weight(case, cls, lazy):
 @claim("batchnorm.layer.takes-groups")
 @pytest.mark.parametrize("cls", CLASSES)
 def test_second_argument_is_eps(case, cls):
-    layer, x = cls(5, 4), case.tensor(*dict(INPUTS)[cls], loc=1.5)
+    layer, x = cls(5, 4, device=case.device), case.tensor(*dict(INPUTS)[cls], loc=1.5)
     assert layer.eps == 4
     close_to_train(case, layer(x), x, 1.0, 0.0, 4)
 
@@ -732,7 +733,8 @@ def no_longer_tracks(case, layer, x):
 @pytest.mark.parametrize("lazy", [True, False])
 @pytest.mark.parametrize(("cls", "ranks"), list(zip(CLASSES, [(2, 3), (4,), (5,)], strict=True)))
 def test_other_ranks_are_refused(case, cls, ranks, lazy):
-    make = (lambda: getattr(nn, f"Lazy{cls.__name__}")()) if lazy else lambda: cls(3)
+    there = {"device": case.device}
+    make = (lambda: getattr(nn, f"Lazy{cls.__name__}")(**there)) if lazy else lambda: cls(3, **there)
     for rank in range(1, 7):
         if rank in ranks:
             assert make()(case.tensor(*[3] * rank)).ndim == rank
@@ -1061,7 +1063,8 @@ def test_old_checkpoint_starts_the_counter_of_a_layer_without_storage(case):
 @claim("batchnorm.lazy.becomes-regular")
 @inputs
 def test_lazy_layer_becomes_regular(case, cls, shape):
-    layer, x = getattr(nn, f"Lazy{cls.__name__}")(eps=EPS, momentum=0.7), case.tensor(*shape, loc=1.5)
+    options = {"eps": EPS, "momentum": 0.7, "device": case.device}
+    layer, x = getattr(nn, f"Lazy{cls.__name__}")(**options), case.tensor(*shape, loc=1.5)
     first = layer(x)
     assert type(layer) is cls
     assert layer.num_features == 5
@@ -1096,7 +1099,7 @@ def test_lazy_layer_takes_the_ranks_of_the_regular_one(case, cls, shape):
 
 @claim("batchnorm.lazy.becomes-regular")
 def test_lazy_layer_of_one_channel_starts_like_any(case):
-    layer = nn.LazyBatchNorm1d()
+    layer = nn.LazyBatchNorm1d(device=case.device)
     layer.eval()(case.tensor(9, 1))
     expected = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     for name, value in expected.items():
@@ -1108,7 +1111,8 @@ def test_lazy_layer_of_one_channel_starts_like_any(case):
 @pytest.mark.parametrize(("with_affine", "tracked"), [(True, False), (False, True), (False, False)])
 def test_lazy_layer_keeps_its_settings(case, cls, with_affine, tracked):
     settings = {"eps": EPS, "momentum": 0.7, "affine": with_affine, "track_running_stats": tracked}
-    layer, x = getattr(nn, f"Lazy{cls.__name__}")(**settings), case.tensor(*dict(INPUTS)[cls], loc=1.5)
+    layer = getattr(nn, f"Lazy{cls.__name__}")(**settings, device=case.device)
+    x = case.tensor(*dict(INPUTS)[cls], loc=1.5)
     close_to_train(case, layer(x), x, 1.0, 0.0, EPS)
     assert {name: getattr(layer, name) for name in settings} == settings
     assert list(layer.state_dict()) == list(cls(5, **settings).state_dict())

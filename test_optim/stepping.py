@@ -89,7 +89,7 @@ def options_of(cls):
 
 
 def build(case, name, parameters, path="loop", **options):
-    """The optimiser of this name, run by this path ("fixed": it has but one).
+    """The optimiser of this name, run by this path ("fixed": the one it has, or that torch chooses).
 
     Raises `Unsupported` for what the torch at hand lacks.
     """

@@ -273,7 +273,7 @@ def test_the_function_behind_a_step_steps_alike_by_default(case, name):
     modules = [importlib.import_module(f"torch.optim.{each}") for each in {name.lower(), "adam"}]
     function = getattr(importlib.import_module(f"torch.optim.{name.lower()}"), name.lower())
     parameters, calls = parameters_of(case, [(7,), (3, 5)]), []
-    optimizer = build(case, name, parameters, **USUAL[name])
+    optimizer = build(case, name, parameters, "fixed", **USUAL[name])
 
     def spying(original):
         def spy(*args, **kwargs):

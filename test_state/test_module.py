@@ -506,7 +506,7 @@ def layers(count):
 @claim("module.containers.sequential")
 def test_sequential_chains(case):
     a, b, c, d = layers(4)
-    model, x = nn.Sequential(OrderedDict(x=a, y=b)).to(case.dtype), case.tensor(3, 1)
+    model, x = nn.Sequential(OrderedDict(x=a, y=b)).to(case.device, case.dtype), case.tensor(3, 1)
     case.same(model(x), b(a(x)))
     assert model.x is a
     assert list(nn.Sequential(a, b, c)) == [a, b, c]

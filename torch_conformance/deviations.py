@@ -7,7 +7,7 @@
     observed = "1.3e-3 where 2e-6 is allowed"
     expires  = "2027-06-30"                  # a date, or a torch range: ">=2.17"
     torch    = ">=2.3,<2.15"                 # optional, as is link
-    dtype    = "b*float16"                   # optional globs: test, device, dtype, layout, via, params
+    dtype    = "b*float16"                   # optional globs: test, device, kernels, dtype, layout, via, params
 
 A case that an entry matches must be violated, in the way that the entry describes; if it holds, the entry is out of
 date and the case is red. An entry that no case matches is an error.
@@ -30,7 +30,7 @@ from torch_conformance.errors import UsageError
 from torch_conformance.versions import release
 
 REQUIRED = ("claim", "shows", "reason", "observed", "expires")
-GLOBS = ("test", "device", "dtype", "layout", "via", "params")
+GLOBS = ("test", "device", "kernels", "dtype", "layout", "via", "params")
 OPTIONAL = ("link", "torch", *GLOBS)
 
 
@@ -52,7 +52,7 @@ class Deviation:
         return self.torch.contains(release(version), prereleases=True)
 
     def matches(self, case: Mapping[str, str]) -> bool:
-        """Whether the entry speaks of this case: test, device, dtype, layout, via and params as in result files."""
+        """Whether the entry speaks of this case: its facts as in result files, and the device whose kernels compute."""
         return all(fnmatchcase(case[key], glob) for key, glob in self.globs.items())
 
     def describes(self, message: str) -> bool:

@@ -35,9 +35,9 @@ class Profile:
     kernels: str | None = None
 
     @property
-    def known_as(self) -> list[str]:
-        """The devices whose listed deviations it shows: itself and the one whose kernels compute for it."""
-        return [self.name] if self.kernels is None else [self.name, self.kernels]
+    def computed_by(self) -> str:
+        """The device whose kernels compute for it, and show their deviations here: mostly itself."""
+        return self.kernels or self.name
 
     def header(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}

@@ -18,6 +18,7 @@ LACKS = re.compile(
     r"|Could not run 'aten::"
     r"|not (currently )?(implemented|supported) (for|on) (the |this )?(device|backend|'?\w+'? backend)"
     r"|already associated to a python object of type"
+    r"|No backend type associated with device type"
     r"|(does not|doesn't) support (float64|Half|BFloat16)",
     re.IGNORECASE,
 )
@@ -44,6 +45,8 @@ def judge(error: BaseException | None, point: Point) -> Outcome:
         return Outcome("unsupported", str(error.msg))
     text = str(error).strip() or type(error).__name__
     if isinstance(error, (AssertionError, pytest.fail.Exception)):  # the latter says that no warning came
+        if lacks(str(error.__cause__), point):  # where another error is claimed
+            return Outcome("unsupported", str(error.__cause__).splitlines()[0])
         return Outcome("violated", text)
     named = f"{type(error).__name__}: {text}"
     if lacks(text, point):

@@ -155,11 +155,24 @@ class Reporting:
             return None
         return ("failed" if report.failed else name, LETTERS[name], name.upper())
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, report: Any) -> None:
+        """A case in which the interpreter died is violated, or deviates where that is listed."""
+        names, facts = of_a_crash(report.nodeid, self.config.rootpath)
+        outcome, excuse = self.excuse(Outcome("violated", "the interpreter crashed", "crash"), names, facts)
+        shared = {"message": outcome.message, "error": "crash", "deviation": excuse, "seen": None}
+        report.conformance = [
+            {"claim": name, **facts, "outcome": outcome.name, "headroom": None}
+            | {**shared, "seconds": 0.0, "id": report.nodeid}
+            for name in names
+        ]
+        if outcome.name == "deviates":
+            report.outcome, report.wasxfail = "skipped", excuse
+            report.longrepr = (facts["test"], 0, outcome.message)
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         if self.is_worker:
             return
-        if report.when == "???" and not hasattr(report, "conformance"):
-            report.conformance = crashed(report.nodeid, self.config.rootpath)
         for record in getattr(report, "conformance", ()):
             self.tally.add(record)
             if self.writer:
@@ -202,7 +215,8 @@ class Reporting:
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran in every case."""
         vias = [via for via in self.settings.vias if via not in COSTLY]
-        ran = {"device": [name for p in self.settings.profiles for name in p.known_as], "via": vias}
+        profiles = self.settings.profiles
+        ran = {"device": [p.name for p in profiles], "kernels": [p.computed_by for p in profiles], "via": vias}
         return [
             entry.source
             for entry in self.settings.deviations
@@ -247,31 +261,18 @@ def place(call: pytest.CallInfo[None], item: Any) -> str:
     return f"{item.location[0]}:{line}: {linecache.getline(str(item.path), line).strip()}"
 
 
-def crashed(nodeid: str, root: Path) -> list[dict[str, Any]]:
-    """The lines of a case in which the interpreter died; xdist knows no more of it than its id."""
+def of_a_crash(nodeid: str, root: Path) -> tuple[list[str], dict[str, str]]:
+    """Claims and facts of a case in which the interpreter died; xdist knows no more of it than its id."""
     path, _, rest = nodeid.partition("::")
     function, _, bracket = rest.partition("[")
     words = [*bracket.rstrip("]").split("-"), "", ""]
     layout, via = ([w for w in words if w in names] for names in (LAYOUTS, VIAS))
-    claims = [t.claims for t in sources.tests_in(root / path) if t.name == function]
-    return [
-        {
-            "claim": name,
-            "test": f"{path}::{function}",
-            "device": words[0],
-            "dtype": words[1],
-            "layout": (layout or ["contiguous"])[0],
-            "via": (via or ["eager"])[0],
-            "params": bracket.rstrip("]"),
-            "outcome": "violated",
-            "headroom": None,
-            "message": "the interpreter crashed",
-            "error": "crash",
-            "deviation": None,
-            "seen": None,
-            "seconds": 0.0,
-            "id": nodeid,
-        }
-        for names in claims
-        for name in names
-    ]
+    facts = {
+        "test": f"{path}::{function}",
+        "device": words[0],
+        "dtype": words[1],
+        "layout": (layout or ["contiguous"])[0],
+        "via": (via or ["eager"])[0],
+        "params": bracket.rstrip("]"),
+    }
+    return [name for t in sources.tests_in(root / path) if t.name == function for name in t.claims], facts

@@ -71,9 +71,8 @@ class Settings:
         entries = [entry for name in names for entry in self.deviations_by_claim.get(name, ())]
         if not entries:
             return None
-        known_as = next((p.known_as for p in self.profiles if p.name == facts["device"]), [facts["device"]])
-        every = [{**facts, "device": device} for device in known_as]
-        return next((entry for entry in entries if any(entry.matches(f) for f in every)), None)
+        kernels = next((p.computed_by for p in self.profiles if p.name == facts["device"]), facts["device"])
+        return next((entry for entry in entries if entry.matches({**facts, "kernels": kernels})), None)
 
     def header(self) -> dict[str, Any]:
         """The provenance of the run, as the first line of a result file holds it."""

@@ -21,6 +21,7 @@ CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 COMPOSITES = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
 Kernel = Callable[..., Any]
 conformance_profile = {"kernels": "cpu"}  # what is known of the CPU's kernels shows here, too
+MIXED = ("copy_", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_")
 OVERRIDES: dict[str, Kernel] = {}  # operator name to a kernel(op, *args) of CPU tensors, in place of what op does
 
 aten = torch.ops.aten
@@ -44,7 +45,7 @@ def storage_of(host: torch.Tensor) -> torch.UntypedStorage:
 
 def set_(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
     """Let the tensor see the storage as ``like`` sees its own. The CPU's kernel for this touches no memory."""
-    place = (like.storage_offset(), like.shape, like.stride())
+    place = (like.storage_offset(), like.size(), like.stride())
     return aten.set_.source_Storage_storage_offset.redispatch(CPU, tensor, storage, *place)
 
 
@@ -52,7 +53,7 @@ def host_of(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor over the memory of a tensor of the device."""
     storage = tensor.untyped_storage()
     if not storage.nbytes():  # the CPU may give it memory
-        return aten.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return aten.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
     memory = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), torch.device("cpu"), storage.nbytes())
     host = set_(aten.empty([0], dtype=tensor.dtype, device="cpu"), memory, tensor)
     host = aten._conj(host) if tensor.is_conj() else host
@@ -86,8 +87,8 @@ class Call:
             return value
         if id(value) in self.given:
             return self.given[id(value)]
-        if value.layout is not torch.strided:
-            raise NotImplementedError(f"{value.layout} is not supported on this device")
+        if value.layout is not torch.strided or value.is_nested:
+            raise NotImplementedError(f"{value.layout}, nested or not, is not supported on this device")
         base = self.bases.get(value.untyped_storage().data_ptr())
         if base is not None and base.dtype == value.dtype:  # in inference mode, too, a view is what its base is
             return aten.as_strided.default.redispatch(CPU, base, value.shape, value.stride(), value.storage_offset())
@@ -105,7 +106,7 @@ class Call:
         """Let tensors of the device take the shape and the memory that the CPU gave to what stands for them."""
         for tensor, host in self.hosts.values():
             address, old = host.untyped_storage().data_ptr(), tensor.untyped_storage().data_ptr()
-            if (address and address != old) or host.shape != tensor.shape or host.stride() != tensor.stride():
+            if (address and address != old) or host.shape != tensor.size() or host.stride() != tensor.stride():
                 set_(tensor, self.storage(host), host)
 
 
@@ -114,11 +115,19 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     name = op._schema.name.removeprefix("aten::")
     if name == "set_":
         return op.redispatch(CPU, *args, **kwargs)
+    refuse_mixed(name, pytree.tree_leaves((args, kwargs)))
     call = Call()
     args, kwargs = pytree.tree_map(call.down, (args, kwargs))
     result = OVERRIDES.get(name, plain)(op, *args, **kwargs)
     call.follow()
     return pytree.tree_map(call.up, result)
+
+
+def refuse_mixed(name: str, values: list[Any]) -> None:
+    """As a device with memory of its own, take tensors of the host for nothing but copies, indices and numbers."""
+    found = {value.device.type for value in values if isinstance(value, torch.Tensor) and value.dim()}
+    if len(found) > 1 and name not in MIXED and not name.startswith("_fused_"):  # those take lr from the host
+        raise RuntimeError(f"Expected all tensors to be on the same device, but {name} was given {sorted(found)}")
 
 
 def plain(op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,6 +156,7 @@ def efficient_zero(op: Any, size: list[int], **kwargs: Any) -> torch.Tensor:
 OVERRIDES["resize_"] = resize_
 OVERRIDES["_efficientzerotensor"] = efficient_zero
 OVERRIDES["_copy_from"] = copy_from
+OVERRIDES["remainder"] = lambda op, *args, **kwargs: torch.remainder(*args, **kwargs)  # its op takes no Python number
 OVERRIDES["convolution_overrideable"] = lambda op, *args: aten.convolution(*args)
 OVERRIDES["convolution_backward_overrideable"] = lambda op, gradient, x, weight, *rest: aten.convolution_backward(
     gradient, x, weight, [weight.shape[0]], *rest
@@ -213,6 +223,7 @@ def kernels_before_the_fallback() -> list[Any]:
     own = set(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
     composite = {name for key in COMPOSITES for name in torch._C._dispatch_get_registrations_for_dispatch_key(key)}
     chosen = own & composite | {f"aten::{name}" for name in OVERRIDES if name.endswith("overrideable")}
+    chosen |= {"aten::empty_strided", "aten::_copy_from"}  # by name, or torch.tensor() fails under a dispatch mode
     return [operator(name) for name in sorted(chosen) if name.startswith("aten::")]
 
 
