@@ -245,7 +245,7 @@ class Reporting:
             out.line(f"deviation without a case: {source}: no case matched it; remove it or correct it", red=True)
         out.line("")
         path = self.config.option.results
-        out.line(f"result file: {path}" if path else "no result file: --results FILE writes one")
+        out.line(f"result file: {path}" if path else "no result file: --results=FILE writes one")
 
 
 def brief(excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
