@@ -154,10 +154,12 @@ def test_the_function_may_take_gradients_itself(case):
 @both
 def test_recomputing_leaves_the_generator_as_it_was(case, reentrant):
     x = case.tensor(101, requires_grad=True)
-    before = torch.get_rng_state()
+    before = case.rng_state()
     y = checkpoint(nn.Dropout(0.3), x, use_reentrant=reentrant)
-    assert not torch.equal(before, torch.get_rng_state())
-    torch.rand(7)  # else the state after the recomputation would be that after the forward, restored or not
+    assert not torch.equal(before, case.rng_state())
+    torch.rand(
+        7, device=case.device
+    )  # else the state after the recomputation would be that after the forward, restored or not
     with case.unchanged(x=x, but={"x.grad"}):
         y.sum().backward()
 
@@ -167,10 +169,10 @@ def test_recomputing_leaves_the_generator_as_it_was(case, reentrant):
 def test_without_preserving_the_mask_is_another(case, reentrant):
     x = case.tensor_of(np.ones(101), requires_grad=True)
     y = checkpoint(nn.Dropout(0.3), x, use_reentrant=reentrant, preserve_rng_state=False)
-    before = torch.get_rng_state()
+    before = case.rng_state()
     y.sum().backward()
     assert not torch.equal(x.grad, y.detach())
-    assert not torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(before, case.rng_state())
 
 
 @claim("checkpoint.batchnorm.updates-twice")

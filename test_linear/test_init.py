@@ -537,9 +537,11 @@ def test_the_state_is_taken_and_put_back(case):
 
 @claim("init.rng.fork")
 def test_fork_rng_leaves_the_outer_state(case):
-    with case.unchanged(), torch.random.fork_rng(devices=[]):
+    kind, index = case.device.type, case.device.index or 0
+    devices = {"cpu": {"devices": []}, "cuda": {"devices": [index]}}
+    with case.unchanged(), torch.random.fork_rng(**devices.get(kind, {"devices": [index], "device_type": kind})):
         torch.manual_seed(3)
-        torch.rand(5)
+        torch.rand(5, device=case.device)
 
 
 @claim("init.rng.deterministic-fill")

@@ -380,9 +380,9 @@ def test_a_lazy_layer_resets_nothing_until_it_is_made(case):
     with case.unchanged():
         layer.reset_parameters()
     assert layer.has_uninitialized_params()
-    torch.manual_seed(case.seed)
+    case.reseed()
     layer(input=x)
-    torch.manual_seed(case.seed)
+    case.reseed()
     plain = nn.Linear(17, 61, device=case.device)
     for name in ("weight", "bias"):
         case.same(getattr(layer, name).detach(), getattr(plain, name).detach())

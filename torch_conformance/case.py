@@ -155,6 +155,13 @@ class Case:
             yield caught
         self.saw(type(caught[0]).__name__)
 
+    def rng_state(self) -> torch.Tensor:
+        """The state of the device's generator. Raises `Unsupported` where it cannot be read."""
+        state = devices.rng_state(self.device)
+        if state is None:
+            raise self.unsupported(f"neither torch nor a backend shows the state of {self.device.type}'s generator")
+        return state
+
     def saw(self, answer: str) -> None:
         """Put on record which of the answers that a claim allows was given, so that a change of it can be seen."""
         self.seen.append(answer)
@@ -163,8 +170,8 @@ class Case:
     def unchanged(self, module: nn.Module | None = None, *, but: Iterable[str] = (), **named: Any) -> Iterator[None]:
         """The block changes exactly what ``but`` names of the module, the tensors and the global state."""
         subjects = {"": module, **named} if module is not None else named
-        if "rng" in but and devices.rng_state(self.device) is None:
-            raise self.unsupported(f"neither torch nor a backend shows the state of {self.device.type}'s generator")
+        if "rng" in but:
+            self.rng_state()
         self.synchronise()
         with state.changes_only(subjects, but, [self.device]):
             yield

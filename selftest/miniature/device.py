@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 COMPOSITES = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
 Kernel = Callable[..., Any]
 conformance_profile = {"kernels": "cpu"}  # what is known of the CPU's kernels shows here, too
+NUMBERS = torch.Generator()  # the state of the device's own random numbers
 MIXED = ("copy_", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_")
 OVERRIDES: dict[str, Kernel] = {}  # operator name to a kernel(op, *args) of CPU tensors, in place of what op does
 
@@ -118,9 +120,22 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     refuse_mixed(name, pytree.tree_leaves((args, kwargs)))
     call = Call()
     args, kwargs = pytree.tree_map(call.down, (args, kwargs))
-    result = OVERRIDES.get(name, plain)(op, *args, **kwargs)
+    with own_numbers() if torch.Tag.nondeterministic_seeded in op.tags else nullcontext():
+        result = OVERRIDES.get(name, plain)(op, *args, **kwargs)
     call.follow()
     return pytree.tree_map(call.up, result)
+
+
+@contextmanager
+def own_numbers() -> Iterator[None]:
+    """Let the CPU draw from the device's generator, and leave its own where it was."""
+    host = torch.get_rng_state()
+    torch.set_rng_state(NUMBERS.get_state())
+    try:
+        yield
+    finally:
+        NUMBERS.set_state(torch.get_rng_state())
+        torch.set_rng_state(host)
 
 
 def refuse_mixed(name: str, values: list[Any]) -> None:
@@ -166,6 +181,9 @@ OVERRIDES["convolution_backward_overrideable"] = lambda op, gradient, x, weight,
 class Module:
     """What ``torch.miniature`` offers."""
 
+    _initialized = True  # torch.utils.checkpoint keeps the generator only of a device that says so
+    device = nullcontext
+
     @staticmethod
     def is_available() -> bool:
         return True
@@ -184,15 +202,15 @@ class Module:
 
     @staticmethod
     def manual_seed_all(seed: int) -> None:
-        """The CPU's generator draws all numbers, and torch seeds it anyway."""
+        NUMBERS.manual_seed(seed + 1)  # other numbers than the CPU draws, as on any device
 
     @staticmethod
     def get_rng_state(device: Any = None) -> torch.Tensor:
-        return torch.get_rng_state()
+        return NUMBERS.get_state()
 
     @staticmethod
     def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
-        torch.set_rng_state(state)
+        NUMBERS.set_state(state)
 
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
