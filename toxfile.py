@@ -23,7 +23,7 @@ DEFAULT = "2.13.0"
 FIXED = {
     "torch": os.environ.get("TORCH", DEFAULT),
     "suite": os.environ.get("TORCH", DEFAULT),
-    **dict.fromkeys(("check", "mutants", "bench", "bench-power", "ledger"), DEFAULT),
+    **dict.fromkeys(("check", "mutants", "bench", "bench-power", "ledger", "miniature"), DEFAULT),
     "xla": "2.9.1",
 }
 FURTHER = {"xla": ["torch_xla==2.9.0"]}
