@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad, functional, graph
 
+from mutants._gradient import Altered
 from torch_conformance.mutation import NotApplicable, mutant
 
 Tensor = torch.Tensor
@@ -703,25 +704,12 @@ def cycle_is_avoided_by_detaching(patch):
 # -- gradients -------------------------------------------------------------------------------------------------------
 
 
-class Scaled(torch.autograd.Function):
-    """The identity, with a gradient that ``change`` makes of what it gets."""
-
-    @staticmethod
-    def forward(ctx, x, change):
-        ctx.change = change
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.change(gradient), None
-
-
 def with_gradient(patch, owner, name, change, where=0):
     """Let ``change`` have the gradient that the function ``owner.name`` sends to its first argument."""
 
     def function(original, *args, **options):
         first = args[where]
-        return original(*args[:where], Scaled.apply(first, change), *args[where + 1 :], **options)
+        return original(*args[:where], Altered.apply(first, change), *args[where + 1 :], **options)
 
     patch.wrap(owner, name, function)
 
@@ -772,7 +760,7 @@ def maximum_goes_to_the_first(patch):
 @mutant("autograd.gradient.scaled-sums")
 def alpha_is_dropped_in_backward(patch):
     """Forgets alpha in the gradient."""
-    patch.wrap(torch, "add", lambda o, x, y, alpha=1: o(x, Scaled.apply(y, lambda g: g / alpha), alpha=alpha))
+    patch.wrap(torch, "add", lambda o, x, y, alpha=1: o(x, Altered.apply(y, lambda g: g / alpha), alpha=alpha))
 
 
 @mutant("autograd.gradient.matrix-product")
@@ -784,7 +772,7 @@ def product_is_not_transposed(patch):
 @mutant("autograd.gradient.sum-and-mean")
 def mean_does_not_divide_the_gradient(patch):
     """Forgets the number of elements in backward."""
-    patch.wrap(Tensor, "mean", lambda o, x, *a, **k: o(Scaled.apply(x, lambda g: g * x.numel()), *a, **k))
+    patch.wrap(Tensor, "mean", lambda o, x, *a, **k: o(Altered.apply(x, lambda g: g * x.numel()), *a, **k))
 
 
 @mutant("autograd.gradient.product")
@@ -808,25 +796,25 @@ def log_softmax_forgets_the_sum(patch):
 @mutant("autograd.gradient.indexing")
 def repeated_index_overwrites(patch):
     """Writes where it should add, so that the last of several reads wins."""
-    patch.wrap(Tensor, "index_select", lambda o, x, d, i: o(Scaled.apply(x, lambda g: g.clamp(-1, 1)), d, i))
+    patch.wrap(Tensor, "index_select", lambda o, x, d, i: o(Altered.apply(x, lambda g: g.clamp(-1, 1)), d, i))
 
 
 @mutant("autograd.gradient.joining")
 def cat_splits_in_reverse(patch):
     """Hands the slices of the gradient out in reverse."""
-    patch.wrap(torch, "cat", lambda o, ts, *a: o([Scaled.apply(t, lambda g: g.flip(0)) for t in ts], *a))
+    patch.wrap(torch, "cat", lambda o, ts, *a: o([Altered.apply(t, lambda g: g.flip(0)) for t in ts], *a))
 
 
 @mutant("autograd.gradient.views")
 def roll_is_not_rolled_back(patch):
     """Rolls the gradient in the direction of the forward."""
-    patch.wrap(Tensor, "roll", lambda o, x, n, d: o(Scaled.apply(x, lambda g: torch.roll(g, 2 * n, d)), n, d))
+    patch.wrap(Tensor, "roll", lambda o, x, n, d: o(Altered.apply(x, lambda g: torch.roll(g, 2 * n, d)), n, d))
 
 
 @mutant("autograd.gradient.broadcast-is-summed")
 def expand_averages(patch):
     """Averages over the copies where it should add."""
-    patch.wrap(Tensor, "expand", lambda o, x, *s: o(Scaled.apply(x, lambda g: g * x.numel() / 12), *s))
+    patch.wrap(Tensor, "expand", lambda o, x, *s: o(Altered.apply(x, lambda g: g * x.numel() / 12), *s))
 
 
 @mutant("autograd.gradient.where-selects")
@@ -889,7 +877,7 @@ def clamp_passes_at_the_bound(patch):
 @mutant("autograd.gradient.masking-does-not-hide-nan")
 def division_guards_its_gradient(patch):
     """Replaces what is not finite in the gradient by zero."""
-    patch.wrap(Tensor, "__truediv__", lambda o, x, y: o(Scaled.apply(x, torch.nan_to_num), y))
+    patch.wrap(Tensor, "__truediv__", lambda o, x, y: o(Altered.apply(x, torch.nan_to_num), y))
 
 
 @mutant("autograd.gradient.where-does-not-hide-nan")
@@ -1224,7 +1212,7 @@ def check_nan_is_not_restored(patch):
 def equals_both_get_all(patch):
     """Sends the whole gradient to both of equals."""
     for name in ("maximum", "minimum"):
-        patch.wrap(torch, name, lambda o, x, y: o(Scaled.apply(x, lambda g: g * 2), y))
+        patch.wrap(torch, name, lambda o, x, y: o(Altered.apply(x, lambda g: g * 2), y))
 
 
 @mutant("autograd.gradient.ties-share-evenly")

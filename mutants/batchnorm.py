@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import init
 from torch.optim import swa_utils
 
+from mutants._gradient import Altered
 from torch_conformance.mutation import NotApplicable, mutant
 
 batchnorm = nn.modules.batchnorm
@@ -30,22 +31,10 @@ def on_batch_norm(patch, change):
     patch.wrap(F, "batch_norm", batch_norm)
 
 
-class SummedAsItIs(torch.autograd.Function):
-    """The identity, whose backward adds the gradient up in its own dtype, on the way to nothing."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g + 0 * g.sum()
-
-
 @mutant("batchnorm.gradient.sums-beyond-the-range")
 def gradient_summed_in_its_own_dtype(patch):
     """Holds a sum of the backward in the dtype of its terms."""
-    on_batch_norm(patch, lambda original, *args: SummedAsItIs.apply(original(*args)))
+    on_batch_norm(patch, lambda original, *args: Altered.apply(original(*args), lambda g: g + 0 * g.sum()))
 
 
 @mutant("batchnorm.layer.initial-state", "batchnorm.running.first-mean")

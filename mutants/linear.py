@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mutants._gradient import once, scaled
 from torch_conformance.mutation import mutant
 
 Linear, Bilinear, Embedding, Bag = nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag
@@ -14,19 +15,6 @@ Linear, Bilinear, Embedding, Bag = nn.Linear, nn.Bilinear, nn.Embedding, nn.Embe
 def linear(patch, change):
     """Replace F.linear by ``change(original, x, weight, bias)``."""
     patch.wrap(F, "linear", lambda original, x, weight, bias=None: change(original, x, weight, bias))
-
-
-class Scaled(torch.autograd.Function):
-    """The identity, with a gradient multiplied by a factor, which cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g.detach() * ctx.factor, None
 
 
 @mutant("linear.linear.formula", "linear.linear.leading-dimensions", "linear.linear.transposed-view")
@@ -149,7 +137,7 @@ def linear_sets_its_bias_to_none(patch):
 @mutant("linear.linear.gradients")
 def linear_averages_the_gradient_of_the_bias(patch):
     """Averages the gradient of the bias over the batch instead of summing it."""
-    linear(patch, lambda f, x, w, b: f(x, w, b) if b is None else f(x, w, Scaled.apply(b, 0.5)))
+    linear(patch, lambda f, x, w, b: f(x, w, b) if b is None else f(x, w, scaled(b, 0.5)))
 
 
 @mutant("linear.linear.gradients")
@@ -174,7 +162,7 @@ def linear_freezes_the_bias_with_the_weight(patch):
 @mutant("linear.linear.double-backward")
 def linear_differentiates_once(patch):
     """Cuts the graph in the backward."""
-    linear(patch, lambda f, x, w, b: f(Scaled.apply(x, 1.0), w, b))
+    linear(patch, lambda f, x, w, b: f(once(x), w, b))
 
 
 @mutant("linear.linear.shape-error")
@@ -257,7 +245,7 @@ def bilinear_is_symmetric(patch):
 @mutant("linear.bilinear.gradients")
 def bilinear_forgets_its_second_gradient(patch):
     """Gives no gradient to the second input."""
-    bilinear(patch, lambda f, x1, x2, w, b=None: f(x1, Scaled.apply(x2, 0.0), w, b))
+    bilinear(patch, lambda f, x1, x2, w, b=None: f(x1, scaled(x2, 0.0), w, b))
 
 
 @mutant("linear.bilinear.shape-error")
@@ -499,7 +487,7 @@ def bag_counts_no_frequencies(patch):
 @mutant("linear.embeddingbag.gradient")
 def bag_divides_the_gradient_of_a_mean_twice(patch):
     """Gives the rows of a mean half their share."""
-    bag(patch, lambda f, w, i, o, mode, rest: f(Scaled.apply(w, 0.5) if mode == 1 else w, i, o, mode, rest))
+    bag(patch, lambda f, w, i, o, mode, rest: f(scaled(w, 0.5) if mode == 1 else w, i, o, mode, rest))
 
 
 @mutant("linear.embeddingbag.last-offset-of-a-matrix")
@@ -516,7 +504,7 @@ def bag_takes_the_last_row_of_a_matrix_for_an_offset(patch):
 @mutant("linear.embeddingbag.like-embedding")
 def bag_averages_its_gradient(patch):
     """Halves the gradient of the weight."""
-    bag(patch, lambda f, w, *rest: f(Scaled.apply(w, 0.5), *rest))
+    bag(patch, lambda f, w, *rest: f(scaled(w, 0.5), *rest))
 
 
 @mutant("linear.embeddingbag.weights")
@@ -530,7 +518,7 @@ def bag_gives_weights_no_gradient(patch):
     """Gives per_sample_weights half their gradient."""
 
     def change(original, weight, ids, offsets, mode, rest):
-        factors = rest[1] if rest[1] is None else Scaled.apply(rest[1], 0.5)
+        factors = rest[1] if rest[1] is None else scaled(rest[1], 0.5)
         return original(weight, ids, offsets, mode, (rest[0], factors, *rest[2:]))
 
     bag(patch, change)

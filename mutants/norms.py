@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mutants._gradient import once, scaled
 from torch_conformance.mutation import NotApplicable, mutant
 
 CrossMap = nn.modules._functions.CrossMapLRN2d
@@ -79,19 +80,6 @@ def response_norm(patch, change):
     patch.wrap(F, "local_response_norm", replacement)
 
 
-class Skewed(torch.autograd.Function):
-    """The identity, with a gradient multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.factor, None
-
-
 class Stagnant(torch.autograd.Function):
     """A bias broadcast to (N, C, *), whose gradient is added up one by one in its own dtype."""
 
@@ -105,18 +93,6 @@ class Stagnant(torch.autograd.Function):
         for column in g.transpose(0, 1).flatten(1).unbind(1):
             total = total + column
         return total, None
-
-
-class Once(torch.autograd.Function):
-    """The identity, whose backward cuts the graph: a layer that can be differentiated only once."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g.detach()
 
 
 class Leaning(torch.autograd.Function):
@@ -316,7 +292,7 @@ def layer_norm_averages_the_gradient_of_the_bias(patch):
 
     def change(original, x, shape, weight, bias, eps):
         rows = x.numel() // max(1, torch.Size(shape).numel())
-        return original(x, shape, weight, None if bias is None else Skewed.apply(bias, 1 / max(rows, 1)), eps)
+        return original(x, shape, weight, None if bias is None else scaled(bias, 1 / max(rows, 1)), eps)
 
     layer_norm(patch, change)
 
@@ -351,7 +327,7 @@ def layer_norm_differentiates_once(patch):
     """Cuts the graph in the backward, as a fused kernel does that has no second derivative."""
 
     def change(original, x, shape, weight, bias, eps):
-        return original(Once.apply(x), shape, weight, bias, eps)
+        return original(once(x), shape, weight, bias, eps)
 
     layer_norm(patch, change)
 
@@ -625,7 +601,7 @@ def group_norm_averages_the_gradient_of_the_weight(patch):
     """Averages the gradient of the weight over the batch instead of summing it."""
 
     def change(original, x, groups, weight, bias, eps):
-        weight = None if weight is None else Skewed.apply(weight, 1 / max(1, len(x)))
+        weight = None if weight is None else scaled(weight, 1 / max(1, len(x)))
         return original(x, groups, weight, bias, eps)
 
     group_norm(patch, change)
@@ -651,7 +627,7 @@ def group_norm_leans_forward(patch):
 @mutant("norms.groupnorm.double-backward", "norms.common.third-derivative")
 def group_norm_differentiates_once(patch):
     """Cuts the graph in the backward, as a fused kernel does that has no second derivative."""
-    group_norm(patch, lambda original, x, *rest: original(Once.apply(x), *rest))
+    group_norm(patch, lambda original, x, *rest: original(once(x), *rest))
 
 
 @mutant("norms.groupnorm.affine")
@@ -899,7 +875,7 @@ def instance_norm_halves_the_gradient_of_the_bias(patch):
 
     def change(original, x, named):
         bias = named.get("bias")
-        return original(x, **{**named, "bias": None if bias is None else Skewed.apply(bias, 1 / len(x))})
+        return original(x, **{**named, "bias": None if bias is None else scaled(bias, 1 / len(x))})
 
     instance_norm(patch, change)
 
@@ -907,7 +883,7 @@ def instance_norm_halves_the_gradient_of_the_bias(patch):
 @mutant("norms.instancenorm.double-backward")
 def instance_norm_differentiates_once(patch):
     """Cuts the graph in the backward, as a fused kernel does that has no second derivative."""
-    instance_norm(patch, lambda original, x, named: original(Once.apply(x), **named))
+    instance_norm(patch, lambda original, x, named: original(once(x), **named))
 
 
 @mutant("norms.instancenorm.modes-alike")
@@ -1178,7 +1154,7 @@ def rms_norm_takes_the_root_for_a_constant(patch):
 @mutant("norms.rmsnorm.double-backward")
 def rms_norm_differentiates_once(patch):
     """Cuts the graph in the backward, as a fused kernel does that has no second derivative."""
-    rms_norm(patch, lambda original, x, *rest: original(Once.apply(x), *rest))
+    rms_norm(patch, lambda original, x, *rest: original(once(x), *rest))
 
 
 @mutant("norms.rmsnorm.affine")
