@@ -52,9 +52,14 @@ def collect(objects: Iterable[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     nowhere = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        warnings.simplefilter("ignore")
-        yield
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # not only for who comes first: the tests of this process came before
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_warn_always(always)
 
 
 def resolved(name: str) -> Any:
