@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from torch_conformance import checks, outcomes
+from torch_conformance.axes import Point
 from torch_conformance.settings import ROOT
 
 HOLDS = """
@@ -203,6 +205,19 @@ reason = "Rounded the wrong way."
 observed = "1.0 where 1.5 is claimed"
 expires = "2999-01-01"
 """
+
+
+@pytest.mark.parametrize("device", ["cpu", "absent"])
+def test_an_error_of_a_missing_kernel_is_no_answer_but_the_cpu_must_have_one(device):
+    wrong = checks.Violation("NotImplementedError where ValueError is claimed")
+    wrong.__cause__ = NotImplementedError("Could not run 'aten::mul' with arguments from the 'Absent' backend")
+    expected = "violated" if device == "cpu" else "unsupported"
+    assert outcomes.judge(wrong, Point(device, "float32")).name == expected
+
+
+@pytest.mark.parametrize(("kernels", "code"), [("cpu", 0), ("other", 1)])
+def test_a_deviation_may_speak_of_the_kernels_that_compute(house, kernels, code):
+    assert house(VIOLATED, deviations=DEVIATION + f'kernels = "{kernels}"').ret == code
 
 
 def test_a_listed_deviation_that_shows_as_described_deviates(house, pytester):

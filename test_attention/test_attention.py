@@ -1126,7 +1126,7 @@ def test_the_fused_layer_runs_under_autocast(case):
         wanted = layer(x)
         with torch.no_grad():
             found = layer(x)
-    assert (array(found) - array(wanted)).__abs__().max() < 0.25  # sums of a few units, in eight bits
+    assert abs(array(found) - array(wanted)).max() < 0.25  # sums of a few units, in eight bits
 
 
 @claim("attention.encoder-layer.autocast-in-training")
@@ -1138,7 +1138,7 @@ def test_a_layer_with_padding_trains_under_autocast(case, floats):
     wanted = layer(x, src_key_padding_mask=padding)
     with torch.autocast(case.device.type, dtype=torch.bfloat16):
         found = layer(x, src_key_padding_mask=padding)
-    assert (array(found) - array(wanted)).__abs__().max() < 0.25  # sums of a few units, in eight bits
+    assert abs(array(found) - array(wanted)).max() < 0.25  # sums of a few units, in eight bits
 
 
 @claim("attention.encoder.autocast")

@@ -157,9 +157,8 @@ def test_recomputing_leaves_the_generator_as_it_was(case, reentrant):
     before = case.rng_state()
     y = checkpoint(nn.Dropout(0.3), x, use_reentrant=reentrant)
     assert not torch.equal(before, case.rng_state())
-    torch.rand(
-        7, device=case.device
-    )  # else the state after the recomputation would be that after the forward, restored or not
+    # else the state after the recomputation would be that after the forward, restored or not
+    torch.rand(7, device=case.device)
     with case.unchanged(x=x, but={"x.grad"}):
         y.sum().backward()
 

@@ -294,6 +294,18 @@ def test_custom_decorators_need_a_device(case, name):
         getattr(torch.amp, name)(lambda ctx, x: x)
 
 
+def backward_of_a_product(seen, device):
+    """A backward by custom_bwd, which notes whether autocast is on."""
+
+    @torch.amp.custom_bwd(device_type=device)
+    def backward(ctx, g):
+        seen.append(torch.is_autocast_enabled(device))
+        x, w = ctx.saved_tensors
+        return g @ w.T, x.T @ g
+
+    return staticmethod(backward)
+
+
 @claim("amp.custom.forward-state")
 @pytest.mark.parametrize("cast", [None, torch.float32])
 def test_custom_functions_run_in_the_state_declared(case, cast):
@@ -307,12 +319,7 @@ def test_custom_functions_run_in_the_state_declared(case, cast):
             ctx.save_for_backward(x, w)
             return x @ w
 
-        @staticmethod
-        @torch.amp.custom_bwd(device_type=device)
-        def backward(ctx, g):
-            seen.append(torch.is_autocast_enabled(device))
-            x, w = ctx.saved_tensors
-            return g @ w.T, x.T @ g
+        backward = backward_of_a_product(seen, device)
 
     x, w = case.tensor(3, 3, requires_grad=True), case.tensor(3, 3, requires_grad=True)
     with autocast(case):
@@ -340,12 +347,7 @@ def test_custom_functions_may_set_up_their_context_apart(case):
         def setup_context(ctx, inputs, output):
             ctx.save_for_backward(*inputs)
 
-        @staticmethod
-        @torch.amp.custom_bwd(device_type=device)
-        def backward(ctx, g):
-            seen.append(torch.is_autocast_enabled(device))
-            x, w = ctx.saved_tensors
-            return g @ w.T, x.T @ g
+        backward = backward_of_a_product(seen, device)
 
     x, w = case.tensor(3, 3, requires_grad=True), case.tensor(3, 3, requires_grad=True)
     with autocast(case):

@@ -298,7 +298,7 @@ def test_backward_runs_in_eval_mode(case):
     by_hand = F.relu((hidden - model[1].running_mean) * scale + model[1].bias) @ model[4].weight.t()
     (wanted,) = torch.autograd.grad(by_hand.sum(), model[0].weight)
     # sums of 4 · 7 · 3 products that differ in the order of about 10 roundings each
-    sizes = (array(x)[:, None, :].__abs__() * abs(array(model[4].weight)).sum(0)[None, :, None]).sum(0)
+    sizes = (abs(array(x)[:, None, :]) * abs(array(model[4].weight)).sum(0)[None, :, None]).sum(0)
     case.close(model[0].weight.grad, array(wanted), k=40, scale=sizes * abs(array(scale))[:, None])
 
 

@@ -366,10 +366,8 @@ def test_training_resumes_as_if_never_interrupted(case, with_optimizer):
     model, batches = network(case), [(case.tensor(4, 5), case.tensor(4, 3)) for _ in range(4)]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     train(model, optimizer, batches[:2])
-    numbers = torch if case.device.type == "cpu" else getattr(torch, case.device.type, None)
-    if numbers is None:
-        raise case.unsupported(f"torch has no module for {case.device.type} that knows its random numbers")
-    file = saved({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": numbers.get_rng_state()})
+    rng = case.backend().get_rng_state()
+    file = saved({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng})
     train(model, optimizer, batches[2:])
     resumed = network(case)
     other = torch.optim.Adam(resumed.parameters(), lr=0.1)
@@ -377,7 +375,7 @@ def test_training_resumes_as_if_never_interrupted(case, with_optimizer):
     resumed.load_state_dict(checkpoint["model"])
     if with_optimizer:
         other.load_state_dict(checkpoint["optimizer"])
-    numbers.set_rng_state(checkpoint["rng"])
+    case.backend().set_rng_state(checkpoint["rng"])
     train(resumed, other, copy.copy(batches[2:]))
     pairs = zip(resumed.state_dict().values(), model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs) is with_optimizer

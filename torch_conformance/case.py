@@ -155,6 +155,13 @@ class Case:
             yield caught
         self.saw(type(caught[0]).__name__)
 
+    def backend(self) -> Any:
+        """What torch has for the device: ``torch.cuda``, torch itself for the CPU. Raises `Unsupported` for others."""
+        found = torch if self.device.type == "cpu" else getattr(torch, self.device.type, None)
+        if found is None:
+            raise self.unsupported(f"torch has no module torch.{self.device.type}")
+        return found
+
     def rng_state(self) -> torch.Tensor:
         """The state of the device's generator. Raises `Unsupported` where it cannot be read."""
         state = devices.rng_state(self.device)

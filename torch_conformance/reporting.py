@@ -77,26 +77,28 @@ class Reporting:
             "seconds": round(call.duration, 6),
             "id": item.nodeid,
         }
-        report.conformance = [
-            {
-                "claim": name,
-                **facts,
-                "outcome": outcome.name if name in self.settings.covered else "unsupported",
-                "headroom": made.headroom if made and outcome.name in ("holds", "violated") else None,
-                **shared,
-            }
-            for name in claims_of(item)
-        ]
+        headroom = made.headroom if made and outcome.name in ("holds", "violated") else None
+        self.attach(report, claims_of(item), outcome, {"headroom": headroom, **shared}, facts)
         if outcome.name == "unsupported":
             report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {outcome.message}")
-        report.outcome = {"holds": "passed", "violated": "failed", "broken": "failed"}.get(outcome.name, "skipped")
-        if outcome.name == "deviates":
-            report.wasxfail = excuse
         if report.outcome == "failed" and (outcome.name == "violated" or call.when == "call"):
             trace = type(item).repr_failure(item, call.excinfo) if outcome.name == "broken" else report.longrepr
             report.longrepr = f"{self.explain(item, call, outcome, found)}\n{trace}".rstrip()
         if call.excinfo and facts["device"] != "cpu" and not self.config.getoption("usepdb", False):
             traceback.clear_frames(call.excinfo.tb)  # memory or unfinished work of this case must not fall to the next
+
+    def attach(
+        self, report: Any, names: list[str], outcome: Outcome, shared: dict[str, Any], facts: dict[str, str]
+    ) -> None:
+        """Give pytest's report the outcome, and a line of the result file for each claim."""
+        report.outcome = {"holds": "passed", "violated": "failed", "broken": "failed"}.get(outcome.name, "skipped")
+        if outcome.name == "deviates":
+            report.wasxfail = shared["deviation"]
+        covered = self.settings.covered
+        report.conformance = [
+            {"claim": name, **facts, "outcome": outcome.name if name in covered else "unsupported", **shared}
+            for name in names
+        ]
 
     def excuse(self, outcome: Outcome, names: list[str], facts: dict[str, str]) -> tuple[Outcome, str | None]:
         """A listed deviation that shows as described excuses a violation; one that does not is a violation."""
@@ -160,15 +162,16 @@ class Reporting:
         """A case in which the interpreter died is violated, or deviates where that is listed."""
         names, facts = of_a_crash(report.nodeid, self.config.rootpath)
         outcome, excuse = self.excuse(Outcome("violated", "the interpreter crashed", "crash"), names, facts)
-        shared = {"message": outcome.message, "error": "crash", "deviation": excuse, "seen": None}
-        report.conformance = [
-            {"claim": name, **facts, "outcome": outcome.name, "headroom": None}
-            | {**shared, "seconds": 0.0, "id": report.nodeid}
-            for name in names
-        ]
-        if outcome.name == "deviates":
-            report.outcome, report.wasxfail = "skipped", excuse
-            report.longrepr = (facts["test"], 0, outcome.message)
+        shared = {
+            "headroom": None,
+            "message": outcome.message,
+            "error": "crash",
+            "deviation": excuse,
+            "seen": None,
+            "seconds": 0.0,
+            "id": report.nodeid,
+        }
+        self.attach(report, names, outcome, shared, facts)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if self.is_worker:

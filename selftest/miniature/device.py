@@ -52,7 +52,7 @@ def set_(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tensor
 
 
 def host_of(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor over the memory of a tensor of the device."""
+    """A CPU tensor over the memory of a tensor of the device; one that is not initialised has a size but no shape."""
     storage = tensor.untyped_storage()
     if not storage.nbytes():  # the CPU may give it memory
         return aten.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
@@ -90,7 +90,8 @@ class Call:
         if id(value) in self.given:
             return self.given[id(value)]
         if value.layout is not torch.strided or value.is_nested:
-            raise NotImplementedError(f"{value.layout}, nested or not, is not supported on this device")
+            kind = "nested" if value.is_nested else value.layout
+            raise NotImplementedError(f"a {kind} tensor is not supported on this device")
         base = self.bases.get(value.untyped_storage().data_ptr())
         if base is not None and base.dtype == value.dtype:  # in inference mode, too, a view is what its base is
             return aten.as_strided.default.redispatch(CPU, base, value.shape, value.stride(), value.storage_offset())
@@ -117,9 +118,10 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     name = op._schema.name.removeprefix("aten::")
     if name == "set_":
         return op.redispatch(CPU, *args, **kwargs)
-    refuse_mixed(name, pytree.tree_leaves((args, kwargs)))
+    values, structure = pytree.tree_flatten((args, kwargs))
+    refuse_mixed(name, values)
     call = Call()
-    args, kwargs = pytree.tree_map(call.down, (args, kwargs))
+    args, kwargs = structure.unflatten(map(call.down, values))
     with own_numbers() if torch.Tag.nondeterministic_seeded in op.tags else nullcontext():
         result = OVERRIDES.get(name, plain)(op, *args, **kwargs)
     call.follow()
