@@ -121,3 +121,11 @@ def test_averages():
     states = [np.array(v) for v in (1.0, 3.0, 8.0)]
     assert averaging.equal(states) == 4.0
     assert averaging.exponential(states, 0.5) == 5.0
+
+
+def test_a_square_of_what_cancelled_errs_by_the_square_of_its_error():
+    """In bfloat16, 1 + 2^-8 rounds to 1: of 1 + 2^-8 - 1 nothing is left, or all of it."""
+    cancelled = (one(1) + 2**-8) - (1 + 2**-8)
+    square = cancelled * cancelled
+    assert square.value == 0
+    assert square.error * rounded.COARSEST >= 2.0**-16

@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
+COARSEST = 2.0**-7  # the eps of bfloat16; none that counts is larger
+
 
 class Rounded:
-    """``value`` and ``error``, float64 arrays that broadcast; |computed - value| <= eps * error, to first order."""
+    """``value`` and ``error``, float64 arrays that broadcast; |computed - value| <= eps * error.
+
+    To first order, but for products: where both operands cancelled, the product of their errors is all there is.
+    """
 
     __array_ufunc__ = None  # let NumPy scalars and arrays on the left defer to the operators below
 
@@ -32,7 +37,8 @@ class Rounded:
     def __mul__(self, other: Any) -> Rounded:
         b = exact(other)
         value = self.value * b.value
-        return Rounded(value, self.error * np.abs(b.value) + np.abs(self.value) * b.error + np.abs(value))
+        inherited = self.error * np.abs(b.value) + np.abs(self.value) * b.error + COARSEST * self.error * b.error
+        return Rounded(value, inherited + np.abs(value))
 
     def __truediv__(self, other: Any) -> Rounded:
         b = exact(other)
