@@ -380,3 +380,13 @@ def the_cpu_counts_as_an_accelerator(patch):
     """Keeps the state of the CPU among those of the accelerators."""
     states = [torch.get_rng_state()]
     patch.wrap(torch.utils.checkpoint, "get_device_states", lambda o, *a: (["cpu"], states) if len(a) > 2 else o(*a))
+
+
+@mutant("checkpoint.selective.recomputes-the-same")
+def operations_of_their_own_are_run(patch):
+    """Runs what the recomputation meets for the first time."""
+    patch.source(
+        module._CachedTorchDispatchMode.__torch_dispatch__,
+        "if func_storage is None:",
+        "if func_storage is None:\n        return func(*args, **(kwargs or {}))\n    if False:",
+    )

@@ -250,3 +250,9 @@ def lists_are_changed_without_a_copy(patch):
         return original(mode, function, types, args, kwargs)
 
     patch.wrap(graph._CloneArgBeforeMutateMode, "__torch_dispatch__", dispatch)
+
+
+@mutant("inplace.saved.mutation-forgotten")
+def copies_are_kept(patch):
+    """Keeps the copies when the context is left."""
+    patch.source(graph.allow_mutation_on_saved_tensors, "ctx.clear()", "pass")

@@ -611,3 +611,16 @@ def lazy_layers_see_positions_only(patch):
     """Makes the layer from positional arguments, as torch did up to 2.1."""
     lazy = nn.modules.lazy.LazyModuleMixin
     patch.source(lazy._infer_parameters, "kwargs = kwargs if kwargs else {}", "kwargs = {}")
+
+
+@mutant("linear.embeddingbag.weights-of-every-index")
+def bag_spreads_its_weights(patch):
+    """Takes weights for any number of indices, and gives them to the indices in turn."""
+
+    def change(original, ids, weight, offsets=None, *rest):
+        rest = list(rest)
+        if rest[5] is not None:
+            rest[5] = rest[5].flatten().repeat(ids.numel())[: ids.numel()].view_as(ids)
+        return original(ids, weight, offsets, *rest)
+
+    patch.wrap(F, "embedding_bag", change)

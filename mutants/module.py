@@ -686,3 +686,21 @@ def silu_forgets_to_be_in_place(patch):
 def softmax_takes_the_channels_of_three_dimensions(patch):
     """Takes dimension 1 wherever there is one."""
     patch.source(nn.functional._get_softmax_dim, "ndim == 3", "False")
+
+
+@mutant("module.register.init-takes-nothing")
+def arguments_are_swallowed(patch):
+    """Takes any argument and does nothing with it."""
+    patch.wrap(Module, "__init__", lambda o, self, *args, **kwargs: o(self))
+
+
+@mutant("module.register.call-super-init")
+def next_constructor_is_never_called(patch):
+    """Ends the chain of constructors whatever was asked for."""
+    patch.source(Module.__init__, "if self.call_super_init:", "if False:")
+
+
+@mutant("module.register.call-super-init")
+def next_constructor_is_always_called(patch):
+    """Calls the next constructor whether it was asked for or not."""
+    patch.source(Module.__init__, "if self.call_super_init:", "if True:")

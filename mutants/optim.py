@@ -1355,3 +1355,36 @@ def lbfgs_remembers_ten_steps(patch):
     """Has the history that other libraries take."""
     made = torch.optim.LBFGS.__init__
     patch.set(made, "__defaults__", tuple(10 if value == 100 else value for value in made.__defaults__))
+
+
+@mutant("optim.options.differentiable-without-foreach")
+def foreach_differentiates_in_silence(patch):
+    """Takes a differentiable step by foreach, and overwrites what the graph needs."""
+    patch.source(adam._multi_tensor_adam, "if differentiable:", "if False:")
+    patch.source(radam._multi_tensor_radam, "if differentiable:", "if False:")
+
+
+@mutant("optim.lbfgs.line-search-tolerance")
+def wolfe_narrows_for_ever(patch):
+    """Adds the ends of the bracket where their difference is due."""
+    patch.source(lbfgs._strong_wolfe, "abs(bracket[1] - bracket[0])", "abs(bracket[1] + bracket[0])")
+
+
+@mutant("optim.sparse.sparse-adam-options")
+def sparse_adam_takes_any_beta(patch):
+    """Does not look at the second beta."""
+    patch.source(sparse_adam.SparseAdam.__init__, "0.0 <= betas[1] < 1.0", "True")
+
+
+@mutant("optim.sparse.sparse-adam-options")
+def sparse_adam_takes_sparse_parameters(patch):
+    """Lets parameters be sparse."""
+    patch.source(sparse_adam.SparseAdam.__init__, "if sparse_params:", "if False:")
+
+
+@mutant("optim.step.in-place")
+def adagrad_foreach_steps_in_the_gradient(patch):
+    """Scales the gradients themselves where nothing else has copied them."""
+    patch.source(
+        adagrad._multi_tensor_adagrad, "if weight_decay != 0 or maximize:", "if weight_decay == 0 or maximize:"
+    )

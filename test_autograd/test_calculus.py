@@ -265,6 +265,8 @@ def test_the_vector_must_match(case, name):
     if function is not torch.sin:
         with case.raises(RuntimeError, "single element|contain a single|scalar"):
             getattr(functional, name)(torch.sin, case.tensor(3), case.tensor(3))
+        with case.raises(RuntimeError, "return a single Tensor"):
+            getattr(functional, name)(lambda x: (x.sum(),), case.tensor(3), case.tensor(3))
     for bad in ("text", (case.tensor(3), 2)):
         with case.raises(TypeError, "must be"):
             getattr(functional, name)(function, bad, case.tensor(3))

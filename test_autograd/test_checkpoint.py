@@ -502,6 +502,22 @@ def test_a_kept_result_is_not_modified(case, allowed):
         y.sum().backward()
 
 
+@claim("checkpoint.selective.recomputes-the-same")
+def test_an_operation_that_was_not_run_before_is_refused(case):
+    x, runs = case.tensor(3, requires_grad=True), []
+
+    def changing(x):
+        runs.append(x)
+        return (x.sin() if len(runs) == 1 else x.cos()).exp()
+
+    def contexts():
+        return module.create_selective_checkpoint_contexts([torch.ops.aten.sin.default])
+
+    y = checkpoint(changing, x, use_reentrant=False, context_fn=contexts)
+    with case.raises(RuntimeError, "not found in storage"):
+        y.sum().backward()
+
+
 @claim("checkpoint.selective.second-backward")
 def test_a_second_backward_is_refused_or_right(case):
     x = case.tensor(3, requires_grad=True)

@@ -166,6 +166,18 @@ def test_mutation_of_saved_tensors_can_be_allowed(case):
         z.sum().backward()
 
 
+@claim("inplace.saved.mutation-forgotten")
+def test_after_the_context_nothing_is_kept(case):
+    x = case.tensor(3, requires_grad=True)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() as kept:
+        y = x * 2
+        z = y.square()
+        y.zero_()
+        assert len(kept.cloned) == 1
+    assert not any(vars(kept).values())
+    assert z.requires_grad
+
+
 @claim("inplace.saved.mutation-of-lists-allowed")
 def test_mutation_by_lists_can_be_allowed(case):
     x = case.tensor(3, requires_grad=True)

@@ -381,6 +381,8 @@ def test_linear_cross_entropy_is_cross_entropy_of_a_linear_layer(case, bias):
     assert nn.LinearCrossEntropyLoss(7, 4).linear.bias is None
     expected = F.cross_entropy(loss.linear(x), target, **settings)
     case.close(loss(x, target), array(expected), k=50)  # the same sums of seven, four and five terms, twice
+    alone = F.cross_entropy(loss.linear(x[0]), target[0], **settings)
+    case.close(loss(x[0], target[0]), array(alone), k=50)
     total = nn.LinearCrossEntropyLoss(7, 4, bias=bias, reduction="sum", **settings).to(case.device)
     total.linear = loss.linear
     expected = F.cross_entropy(loss.linear(x), target, reduction="sum", **settings)

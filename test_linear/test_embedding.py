@@ -231,6 +231,15 @@ def test_per_sample_weights_scale_the_rows(case):
     case.close(factors.grad, (rows * up).sum(1), k=5, scale=(abs(rows) * abs(up)).sum(1))  # five products
 
 
+@claim("linear.embeddingbag.weights-of-every-index")
+def test_every_index_has_its_weight(case):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode="sum")
+    with case.raises(ValueError, "same shape as the input"):
+        layer(indices(case), per_sample_weights=case.tensor(3, 2))
+    with case.raises(ValueError, "same shape as the input"):
+        layer(indices(case, [1, 4, 4, 2]), indices(case, [0, 3]), case.tensor(3))
+
+
 @claim("linear.embeddingbag.padding-left-out")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

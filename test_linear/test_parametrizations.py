@@ -106,10 +106,12 @@ def test_rows_or_columns_are_orthonormal_whatever_is_learnt(case, how):
 @pytest.mark.parametrize("shape", [(2, 3, 3), (2, 5, 3), (2, 3, 5)], ids=str)
 def test_a_batch_of_matrices_is_taken(case, how, shape):
     values = well_conditioned(case, *shape)
-    layer = parametrizations.orthogonal(holder(values.clone()), orthogonal_map=how)
-    case.close(layer.weight, reference.orthogonalised(array(values)), k=PRODUCTS * max(shape), scale=2)  # condition 2
-    layer.weight = other = well_conditioned(case, *shape)
-    case.close(layer.weight, reference.orthogonalised(array(other)), k=PRODUCTS * max(shape), scale=2)
+    for trivial in (True, False)[: 2 if how == "householder" else 1]:
+        layer = parametrizations.orthogonal(holder(values.clone()), orthogonal_map=how, use_trivialization=trivial)
+        k = PRODUCTS * max(shape)
+        case.close(layer.weight, reference.orthogonalised(array(values)), k=k, scale=2)  # the condition of the weight
+        layer.weight = other = well_conditioned(case, *shape)
+        case.close(layer.weight, reference.orthogonalised(array(other)), k=k, scale=2)
 
 
 @claim("parametrizations.orthogonal.starts-at-the-q")

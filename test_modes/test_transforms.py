@@ -179,6 +179,8 @@ def test_vmap_takes_dimensions_from_either_end(case):
         func.vmap(lambda x: "text")(x)
     with case.raises(ValueError, "out_dims"):
         func.vmap(lambda x: (x, x), out_dims=(0, 0, 0))(x)
+    with case.raises(ValueError, "out_dims"):
+        func.vmap(lambda x: x, out_dims=(0, 0))(x)
     for bad in (0, -1):
         with case.raises(ValueError, "chunk_size"):
             func.vmap(torch.sin, chunk_size=bad)(x)
@@ -392,6 +394,9 @@ def test_jacobians(case):
         case.close(jacobians[0], array(u)[:, None] * array(a), k=2)
     case.same(func.vjp(lambda x: (x * 2, v), x, has_aux=True)[2], v)
     case.same(func.jvp(lambda x: (x * 2, v), (x,), (v,), has_aux=True)[2], v)
+    for nothing in (None, ()):
+        with case.raises(RuntimeError, "non-empty"):
+            func.vjp(lambda x, nothing=nothing: nothing, x)
     for bad in (x, (x, x)):
         with case.raises((RuntimeError, AssertionError, TypeError), "tangents|primals|tuple|Expected"):
             func.jvp(function, (x,), bad)

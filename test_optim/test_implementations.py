@@ -279,6 +279,19 @@ def differentiable(name):
     return {key: value for key, value in USUAL[name].items() if key != "amsgrad"}
 
 
+@claim("optim.options.differentiable-without-foreach")
+@names
+def test_foreach_refuses_a_differentiable_step(case, name):
+    parameters = [case.tensor(33, requires_grad=True) * 1]
+    optimizer = build(case, name, parameters, "foreach", differentiable=True, **differentiable(name))
+    give_gradients(case, parameters)
+    if name == "SGD":
+        follows(case, optimizer, parameters, law_of(case, name), differentiable(name))
+    else:
+        with case.raises(AssertionError, "autograd"):
+            optimizer.step()
+
+
 @claim("optim.options.differentiable-gradient")
 @pytest.mark.parametrize("before", [0, 1])
 @names

@@ -154,6 +154,16 @@ def test_the_line_search_gives_up_where_nothing_ends_the_descent(case):
     assert path.parts[0].item() == max(x for x, _, _ in path.seen)
 
 
+@claim("optim.lbfgs.line-search-tolerance")
+def test_the_line_search_ends_where_its_bracket_is_narrow(case):
+    """Nowhere beside the kink at 1/3 is it flat enough to end before; a bracket that halves is as narrow after 30."""
+    for tolerance in (0.1, 1e-12):
+        path = Path(case, lambda x: (x - 1 / 3).abs(), 0.0)
+        lbfgs(path, max_iter=1, max_eval=100, tolerance_change=tolerance, line_search_fn="strong_wolfe").step(path)
+        assert abs(path.parts[0].item() - 1 / 3) < 1e-9
+        assert len(path.seen) <= 30 + 2
+
+
 @claim("optim.lbfgs.line-search-counts")
 def test_the_line_search_keeps_to_the_evaluations_allowed(case):
     path = Path(case, lambda x: -2 * x, 0.5)

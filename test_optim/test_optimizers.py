@@ -301,6 +301,22 @@ def test_the_others_refuse_sparse_gradients(case, name):
     case.same(p.detach(), old)
 
 
+@claim("optim.sparse.sparse-adam-options")
+def test_sparse_adam_refuses_bad_options(case):
+    p = case.tensor(5, 3, requires_grad=True)
+    build(case, "SparseAdam", [p], "fixed", lr=0.3, betas=(0.0, 0.0))
+    for option, values in {
+        "lr": (0.0, -0.1),
+        "eps": (0.0,),
+        "betas": [(1, 0.9), (0.9, 1), (-0.1, 0.9), (0.9, -0.1)],
+    }.items():
+        for value in values:
+            with case.raises(ValueError, "Invalid"):
+                build(case, "SparseAdam", [p], "fixed", **{option: value})
+    with case.raises(ValueError, "requires dense parameter"):
+        build(case, "SparseAdam", [p.detach().to_sparse().requires_grad_()], "fixed")
+
+
 @claim("optim.sparse.sparse-adam-refuses-dense")
 def test_sparse_adam_refuses_dense_gradients(case):
     (p,) = parameters = parameters_of(case, [(5, 3)])

@@ -39,6 +39,7 @@ def test_a_step_changes_parameters_in_place_and_nothing_else(case, name, path):
     variants = [usual]
     if "maximize" in options_of(getattr(torch.optim, name, object)):
         variants.append({**usual, "maximize": not usual.get("maximize")})
+    variants.append({key: value for key, value in usual.items() if key not in ("weight_decay", "maximize")})
     if name == "SGD":
         variants.append({"lr": 0.3, "momentum": 0.7, "nesterov": True})
     for options in variants:

@@ -177,6 +177,36 @@ def non_leaf(case):
     return nn.Parameter(case.tensor(1)).double().mul(2).as_subclass(nn.Parameter)
 
 
+class Wish:
+    def __init__(self, *given, **named):
+        self.given, self.named = given, named
+
+
+@claim("module.register.init-takes-nothing")
+def test_the_constructor_takes_nothing(case):
+    class Plain(nn.Module):
+        pass
+
+    for cls in (nn.Module, Plain):
+        with case.raises(TypeError, "unexpected keyword argument 'size'"):
+            cls(size=3)
+        with case.raises(TypeError, "1 positional argument but 3 were given"):
+            cls(3, 4)
+
+
+@claim("module.register.call-super-init")
+def test_the_next_constructor_is_called_where_asked_for(case):
+    class Calls(nn.Module, Wish):
+        call_super_init = True
+
+    class Ends(nn.Module, Wish):
+        pass
+
+    model = Calls(3, size=4)
+    assert (model.given, model.named) == ((3,), {"size": 4})
+    assert not hasattr(Ends(), "given")
+
+
 @claim("module.register.before-init")
 @pytest.mark.parametrize("kind", ["parameter", "buffer", "module", "assigned parameter", "assigned module"])
 def test_nothing_registers_before_init(case, kind):
