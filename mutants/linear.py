@@ -624,3 +624,22 @@ def bag_spreads_its_weights(patch):
         return original(ids, weight, offsets, *rest)
 
     patch.wrap(F, "embedding_bag", change)
+
+
+@mutant("linear.embedding.max-norm-in-place")
+def rows_are_shortened_by_data(patch):
+    """Shortens rows behind the back of the version counter."""
+    patch.wrap(F, "_no_grad_embedding_renorm_", lambda o, weight, *rest: o(weight.data, *rest))
+
+
+@mutant("linear.embeddingbag.maximum-alone")
+def maximum_takes_every_option(patch):
+    """Leaves out of sight what the maximum cannot do."""
+
+    def change(original, ids, weight, offsets=None, *rest):
+        rest = list(rest)
+        if rest[3] == "max":
+            rest[2] = rest[4] = False
+        return original(ids, weight, offsets, *rest)
+
+    patch.wrap(F, "embedding_bag", change)

@@ -82,6 +82,17 @@ def test_the_forward_shortens_the_rows_it_looks_up(case, p, training):
     case.close(layer.weight[used], reference.bounded(before[used], 0.9, p), k=k)
 
 
+@claim("linear.embedding.max-norm-in-place")
+def test_shortened_rows_were_changed_in_place(case):
+    layer, factors = case.module(nn.Embedding, 6, 5, max_norm=0.1), case.tensor(5, 3, requires_grad=True)
+    before = layer.weight @ factors
+    kept = layer.weight.clone() @ factors
+    after = layer(indices(case)) @ factors
+    (kept.sum() + after.sum()).backward(retain_graph=True)
+    with case.raises(RuntimeError, "modified by an inplace operation"):
+        before.sum().backward()
+
+
 @claim("linear.embedding.sparse")
 def test_sparse_gradient_is_refused_by_adam_only(case):
     layer = case.module(nn.Embedding, 6, 5, sparse=True)
@@ -215,6 +226,14 @@ def test_a_matrix_of_indices_needs_no_last_offset(case, mode):
     wanted = layer(indices(case))
     layer.include_last_offset = True
     case.same(layer(indices(case)), wanted)
+
+
+@claim("linear.embeddingbag.maximum-alone")
+@pytest.mark.parametrize("option", ["scale_grad_by_freq", "sparse"])
+def test_the_maximum_goes_without(case, option):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode="max", **{option: True})
+    with case.raises(ValueError, "max mode"):
+        layer(indices(case))
 
 
 @claim("linear.embeddingbag.weights")

@@ -291,6 +291,12 @@ def test_bilinear_refuses_no_features(case):
         nn.Bilinear(0, 3, 7)
 
 
+@claim("linear.bilinear.zero-second-features")
+def test_bilinear_refuses_no_second_features(case):
+    with case.raises(ValueError, "in2_features"):
+        nn.Bilinear(3, 0, 7)
+
+
 @claim("linear.identity.arguments-ignored")
 @axes(dtype=FLOATING)
 def test_identity_returns_its_input(case):
