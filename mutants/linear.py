@@ -643,3 +643,28 @@ def maximum_takes_every_option(patch):
         return original(ids, weight, offsets, *rest)
 
     patch.wrap(F, "embedding_bag", change)
+
+
+@mutant("linear.embeddingbag.offsets")
+def bags_begin_anywhere(patch):
+    """Leaves out the indices before the first offset, and those of a matrix are what the offsets make of them."""
+
+    def change(original, ids, weight, offsets=None, *rest):
+        if offsets is not None:
+            ids, offsets = ids.flatten()[offsets.flatten()[0] :], offsets.flatten() - offsets.flatten()[0]
+        return original(ids, weight, offsets, *rest)
+
+    patch.wrap(F, "embedding_bag", change)
+
+
+@mutant("linear.linear.sparse-weight")
+def sparse_weights_forget_their_last_value(patch):
+    """Loses one of the stored values."""
+
+    def change(original, x, weight, bias):
+        if weight.is_sparse:
+            stored = weight.coalesce()
+            weight = torch.sparse_coo_tensor(stored.indices()[:, :-1], stored.values()[:-1], weight.shape)
+        return original(x, weight, bias)
+
+    linear(patch, change)

@@ -219,6 +219,23 @@ def test_bags_of_one_length_are_reduced_embeddings(case, mode):
     case.close(layer.weight.grad, array(expected), k=4, scale=abs(array(g)).sum(0))  # and a quotient
 
 
+@claim("linear.embeddingbag.offsets")
+def test_offsets_go_with_a_list_of_indices(case):
+    layer = case.module(nn.EmbeddingBag, 6, 5)
+    for bad, words in (
+        (None, "1D Tensor"),
+        ([[0, 1]], "1D Tensor"),
+        ([1, 2], "has to be 0"),
+        ([0, 5], "input's length"),
+    ):
+        with case.raises((ValueError, RuntimeError), words):
+            layer(indices(case, [1, 4, 4, 2]), None if bad is None else indices(case, bad))
+    with case.raises(ValueError, "offsets has to be None"):
+        layer(indices(case), indices(case, [0]))
+    with case.raises(ValueError, "1D or 2D"):
+        layer(indices(case)[None])
+
+
 @claim("linear.embeddingbag.last-offset-of-a-matrix")
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_a_matrix_of_indices_needs_no_last_offset(case, mode):

@@ -92,6 +92,14 @@ def test_an_empty_batch_gives_an_empty_result(case, leading, bias):
     assert not any(p.grad.any() for p in layer.parameters())
 
 
+@claim("linear.linear.sparse-weight")
+@axes(dtype=PRECISE)
+def test_a_sparse_weight_does_as_its_dense_form(case):
+    x, weight = case.tensor(4, 7), case.tensor(5, 7).relu()
+    size = abs(array(x)) @ array(weight).T
+    case.close(F.linear(x, weight.to_sparse()), array(x) @ array(weight).T, k=7, scale=size)  # at most seven products
+
+
 @claim("linear.linear.zero-features")
 def test_no_input_features_give_the_bias(case):
     with pytest.warns(UserWarning, match="zero-element"):
