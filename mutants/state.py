@@ -717,3 +717,9 @@ def versions_are_compared_as_text(patch):
 def torchscript_counts_as_weights(patch):
     """Runs a TorchScript archive although only weights were asked for."""
     patch.set(files, "_is_torchscript_zip", lambda archive: False)
+
+
+@mutant("state.load.into-meta-warns")
+def values_vanish_in_silence(patch):
+    """Copies into the meta device without a word."""
+    patch.source(nn.Module._load_from_state_dict, "and not assign_to_params_buffers", "and False")

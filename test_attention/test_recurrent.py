@@ -129,9 +129,9 @@ def test_lstm_gate_rows(case, gate, hidden, cell):
 
 @claim("recurrent.lstm.projection")
 @axes(dtype=PRECISE)
-@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
-def test_lstm_projects_its_hidden_state(case, layers, directions):
-    follows(case, nn.LSTM, 3, 2, layers=layers, directions=directions, projection=2, proj_size=2)
+@pytest.mark.parametrize(("layers", "directions", "size"), [(1, 1, 2), (2, 2, 2), (1, 1, 1)])
+def test_lstm_projects_its_hidden_state(case, layers, directions, size):
+    follows(case, nn.LSTM, 3, 2, layers=layers, directions=directions, projection=size, proj_size=size)
 
 
 @claim("recurrent.gru.reset-after-product", "recurrent.gru.gate-order")
@@ -315,6 +315,8 @@ def test_batch_first_moves_the_batch_axis_of_the_sequences_alone(case, cls):
     wanted, final = law(cls, usual, x.transpose(0, 1), states, layers=2, directions=2)
     within(case, (y.transpose(0, 1), *as_tuple(end)), (wanted, *final))
     within(case, [usual(x.transpose(0, 1), as_argument(states))[0]], [wanted])
+    zeros = as_argument([torch.zeros_like(state) for state in as_tuple(states)])
+    case.same(layer(x)[0], layer(x, zeros)[0])
 
 
 @claim("recurrent.layout.unbatched")

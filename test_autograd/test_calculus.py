@@ -262,6 +262,13 @@ def test_the_vector_must_match(case, name):
         getattr(functional, name)(torch.sin if name == "vjp" else function, case.tensor(3))
     with case.raises(RuntimeError, "tuple of invalid length|single Tensor"):
         getattr(functional, name)(function, case.tensor(3), (case.tensor(3), case.tensor(3)))
+    pair, more = (case.tensor(3), case.tensor(3)), tuple(case.tensor(3) for _ in range(3))
+    both = (lambda x, y: (x * 2, y * 2)) if name == "vjp" else (lambda x, y: (x * y).sum())
+    with case.raises(RuntimeError, "tuple of invalid length"):
+        getattr(functional, name)(both, pair, more)
+    x = case.tensor_of([2.0])
+    _, product = getattr(functional, name)(lambda x: (x**3).sum(), x)
+    case.close(product.reshape(()), 3 * 2**2 if name in ("vjp", "jvp") else 6 * 2, k=4)  # a power and a product
     if function is not torch.sin:
         with case.raises(RuntimeError, "single element|contain a single|scalar"):
             getattr(functional, name)(torch.sin, case.tensor(3), case.tensor(3))

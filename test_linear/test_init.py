@@ -401,7 +401,9 @@ def test_without_a_generator_the_global_one_is_drawn_from(case, name):
 
 UNIFORM = {
     "Linear": (lambda: nn.Linear(17, 61), 17),
+    "Linear of one": (lambda: nn.Linear(1, 61), 1),
     "Bilinear": (lambda: nn.Bilinear(17, 5, 61), 17),
+    "Bilinear of one": (lambda: nn.Bilinear(1, 5, 61), 1),
     "Conv1d": (lambda: nn.Conv1d(6, 62, 5, groups=2), 15),
     "Conv2d": (lambda: nn.Conv2d(6, 62, (3, 5), groups=2), 45),
     "Conv3d": (lambda: nn.Conv3d(2, 61, (3, 1, 2)), 12),

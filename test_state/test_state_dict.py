@@ -1,6 +1,7 @@
 """state_dict and load_state_dict: what a checkpoint holds, and what loading one changes."""
 
 import copy
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -330,6 +331,19 @@ def test_assign_takes_the_tensors_over(case):
         assert parameter.requires_grad is (key != "weight")
     assert type(target.mean) is torch.Tensor
     assert target.scratch.dtype == torch.float16
+
+
+@claim("state.load.into-meta-warns")
+def test_what_is_loaded_into_meta_is_lost(case):
+    held = case.module(nn.Linear, 3, 2).state_dict()
+    with pytest.warns(UserWarning, match="for weight: copying from a non-meta parameter.*no-op"):
+        nn.Linear(3, 2, device="meta").load_state_dict(held)
+    layer = nn.Linear(3, 2, device="meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer.load_state_dict(held, assign=True)
+        nn.Linear(3, 2, device="meta").load_state_dict(nn.Linear(3, 2, device="meta").state_dict())
+    case.same(layer.weight.detach(), held["weight"])
 
 
 @claim("state.load.assign-keeps-ties")
