@@ -1388,3 +1388,15 @@ def adagrad_foreach_steps_in_the_gradient(patch):
     patch.source(
         adagrad._multi_tensor_adagrad, "if weight_decay != 0 or maximize:", "if weight_decay == 0 or maximize:"
     )
+
+
+@mutant("optim.lbfgs.line-search-steps")
+def wolfe_goes_halfway(patch):
+    """Halves the bracket instead of interpolating."""
+    patch.source(lbfgs._cubic_interpolate, "if d2_square >= 0:", "if False:")
+
+
+@mutant("optim.lbfgs.line-search-steps")
+def wolfe_stays_beside_the_end(patch):
+    """Goes on where a step comes twice beside an end of the bracket."""
+    patch.source(lbfgs._strong_wolfe, "insuf_progress = True", "insuf_progress = False")

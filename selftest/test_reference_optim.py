@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from specs.reference import averaging, clipping, optim, rounded, schedulers
+from specs.reference import averaging, clipping, line_search, optim, rounded, schedulers
+from specs.reference.line_search import Trial
 from specs.reference.rounded import Rounded
 
 
@@ -129,3 +130,30 @@ def test_a_square_of_what_cancelled_errs_by_the_square_of_its_error():
     square = cancelled * cancelled
     assert square.value == 0
     assert square.error * rounded.COARSEST >= 2.0**-16
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "within", "wanted"),
+    [
+        (Trial(one(0), 0.0, -1.0), Trial(one(2), 2 / 3, 3.0), (0, 2), 1.0),  # t^3/3 - t is least at 1
+        (Trial(one(2), 2 / 3, 3.0), Trial(one(0), 0.0, -1.0), (0, 2), 1.0),
+        (Trial(one(0), 0.0, -1.0), Trial(one(2), 2 / 3, 3.0), (1.5, 2), 1.5),
+        (Trial(one(0), 0.0, 1.0), Trial(one(1), 2.0, 4.0), (0, 3), 1.5),  # t^3 + t rises everywhere
+    ],
+)
+def test_the_cubic_is_least_where_it_should(a, b, within, wanted):
+    assert line_search.cubic_minimiser(a, b, *map(one, within)).value == pytest.approx(wanted)
+
+
+def test_the_line_search_of_a_parabola():
+    """(t - 1)^2 from 0: 4 is too far and too high, the cubic through both is the parabola, which is flat at 1."""
+    tried = []
+
+    def evaluate(step):
+        t = step.value.item()
+        tried.append(t)
+        return Trial(step, (t - 1) ** 2, 2 * (t - 1))
+
+    ended = line_search.strong_wolfe(evaluate, Trial(Rounded(0.0), 1.0, -2.0), Rounded(4.0), limit=9)
+    assert tried == pytest.approx([4, 1])
+    assert ended.step.value == pytest.approx(1)

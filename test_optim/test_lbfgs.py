@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from specs.reference import line_search
 from specs.reference import optim as reference
+from specs.reference.line_search import Trial
+from specs.reference.rounded import Rounded, absolute, minimum
 from torch_conformance.axes import PRECISE
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
@@ -144,6 +147,36 @@ def test_the_line_search_ends_where_the_wolfe_conditions_hold_on_rough_ground(ca
             lowest = min(lowest, after)
         assert path.parts[0].item() == good[0], f"from {start} with lr {lr} it tried {tried}"
         assert tried[-1][0] == good[0], f"from {start} with lr {lr} it went on after {good[0]}"
+
+
+class Recorded:
+    """What a path saw, as the law's line search would: it may be asked for the next step alone, and is."""
+
+    def __init__(self, case, path):
+        (self.start, value, self.slope), *self.rest = path.seen
+        self.case, self.origin = case, Trial(Rounded(0.0), value, -(self.slope**2))
+
+    def __call__(self, step):
+        assert self.rest, f"nothing was tried at the step {float(step.value)}, but should be"
+        x, value, slope = self.rest.pop(0)
+        wanted = Rounded(self.start) + step * -self.slope
+        self.case.close(self.case.tensor_of(x, dtype=torch.float64), wanted.value, k=1, scale=wanted.error)
+        return Trial((Rounded(x, abs(x)) - self.start) / -self.slope, value, slope * -self.slope)
+
+
+@claim("optim.lbfgs.line-search-steps")
+@pytest.mark.parametrize("name", [name for name in TERRAINS if name != "notch"])  # which falls for ever
+def test_the_line_search_tries_the_steps_of_the_law(case, name):
+    for start in (-2.5, 0.4, 1.7):
+        for lr in (0.02, 1.0, 10.0, 60.0):
+            path = Path(case, TERRAINS[name], start)
+            lbfgs(path, lr=lr, max_iter=1, max_eval=26, line_search_fn="strong_wolfe").step(path)
+            recorded = Recorded(case, path)
+            first = minimum(1.0, 1 / absolute(Rounded(recorded.slope))) * lr
+            ended = line_search.strong_wolfe(recorded, recorded.origin, first, limit=25, size=abs(recorded.slope))
+            assert not recorded.rest, f"from {start} with lr {lr} it went on to {recorded.rest}"
+            wanted = Rounded(start) + ended.step * -recorded.slope
+            case.close(path.parts[0].detach()[0], wanted.value, k=1, scale=wanted.error)
 
 
 @claim("optim.lbfgs.strong-wolfe")

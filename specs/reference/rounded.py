@@ -82,6 +82,10 @@ def maximum(x: Any, y: Any) -> Rounded:
     return Rounded(np.maximum(a.value, b.value), np.maximum(a.error, b.error))
 
 
+def minimum(x: Any, y: Any) -> Rounded:
+    return -maximum(-exact(x), -exact(y))
+
+
 def where(condition: Any, x: Any, y: Any) -> Rounded:
     a, b = exact(x), exact(y)
     return Rounded(np.where(condition, a.value, b.value), np.where(condition, a.error, b.error))
