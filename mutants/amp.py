@@ -379,3 +379,11 @@ def anything_is_decorated(patch):
 def structures_are_not_cast(patch):
     """Casts tensors that stand by themselves, and none within a list."""
     patch.source(torch.amp.autocast_mode._cast, "isinstance(value, collections.abc.Iterable)", "False")
+
+
+@mutant("amp.scaler.several-optimizers")
+def two_infinities_cancel(patch):
+    """Takes what the second optimizer found from what the first found."""
+    patch.source(
+        torch.amp.GradScaler.update, "found_inf_combined += found_infs[i]", "found_inf_combined -= found_infs[i]"
+    )

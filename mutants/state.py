@@ -723,3 +723,20 @@ def torchscript_counts_as_weights(patch):
 def values_vanish_in_silence(patch):
     """Copies into the meta device without a word."""
     patch.source(nn.Module._load_from_state_dict, "and not assign_to_params_buffers", "and False")
+
+
+@mutant("state.file.added-safe-globals")
+def only_the_last_classes_are_allowed(patch):
+    """Forgets what was allowed when more is allowed."""
+
+    def add(original, classes):
+        torch.serialization.clear_safe_globals()
+        original(classes)
+
+    patch.wrap(torch.serialization, "add_safe_globals", add)
+
+
+@mutant("state.file.byte-order-mark")
+def files_are_marked_big(patch):
+    """Marks every file as written by a big-endian machine."""
+    patch.source(torch.serialization._save, "sys.byteorder, len(sys.byteorder)", "'big', 3")

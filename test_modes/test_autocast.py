@@ -512,6 +512,18 @@ def test_each_optimizer_skips_for_itself(case, first_is_bad):
     assert scaler.get_scale() == 4.0
 
 
+@claim("amp.scaler.several-optimizers")
+def test_several_infinities_make_one_backoff(case):
+    parameters = [parameter(case, case.tensor(5) * torch.inf) for _ in range(2)]
+    scaler = scaler_for(case)
+    scaler.scale(parameters[0].sum())
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in parameters]
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 4.0
+
+
 @claim("amp.scaler.state-dict")
 def test_the_state_travels(case):
     scaler, p = scaler_for(case, growth_factor=3.0, growth_interval=5), parameter(case, case.tensor(5))

@@ -161,7 +161,8 @@ def test_vmap_equals_the_loop(case, chunk):
 @claim("transforms.vmap.equals-loop")
 def test_vmap_takes_dimensions_from_either_end(case):
     x = case.tensor(2, 3, 4)
-    case.same(func.vmap(torch.sum, in_dims=-1)(x), func.vmap(torch.sum, in_dims=2)(x))
+    for dim in range(3):
+        case.same(func.vmap(torch.sum, in_dims=dim - 3)(x), func.vmap(torch.sum, in_dims=dim)(x))
     case.same(func.vmap(lambda x: x, in_dims=1, out_dims=-1)(x), x.movedim(1, -1).contiguous())
     a, b = func.vmap(lambda d, k: (d["a"] * k, d["b"]), in_dims=({"a": 1, "b": None}, None), out_dims=(1, None))(
         {"a": x, "b": 5}, 3.0)  # fmt: skip
@@ -179,8 +180,9 @@ def test_vmap_takes_dimensions_from_either_end(case):
         func.vmap(lambda x: "text")(x)
     with case.raises(ValueError, "out_dims"):
         func.vmap(lambda x: (x, x), out_dims=(0, 0, 0))(x)
-    with case.raises(ValueError, "out_dims"):
-        func.vmap(lambda x: x, out_dims=(0, 0))(x)
+    for bad in ((0, 0), "text", 0.5, {0: 1}):
+        with case.raises(ValueError, "out_dims"):
+            func.vmap(lambda x: x, out_dims=bad)(x)
     for bad in (0, -1):
         with case.raises(ValueError, "chunk_size"):
             func.vmap(torch.sin, chunk_size=bad)(x)

@@ -350,6 +350,24 @@ def test_classes_may_be_allowed(case):
         torch.load(file, weights_only=True)
 
 
+@claim("state.file.added-safe-globals")
+def test_allowed_classes_stay_allowed_until_cleared(case):
+    files, needed = torch.serialization, [nn.Identity, set, OrderedDict]
+    before = files.get_safe_globals()
+    try:
+        files.clear_safe_globals()
+        files.add_safe_globals(needed[:1])
+        files.add_safe_globals(needed[1:])
+        assert set(files.get_safe_globals()) == set(needed)
+        assert isinstance(torch.load(saved(nn.Identity()), weights_only=True), nn.Identity)
+        files.clear_safe_globals()
+        assert files.get_safe_globals() == []
+        with case.raises(pickle.UnpicklingError, "weights.only"):
+            torch.load(saved(nn.Identity()), weights_only=True)
+    finally:
+        files.add_safe_globals(before)
+
+
 @claim("state.file.missing-or-foreign")
 def test_what_is_no_checkpoint_raises(case, tmp_path):
     with case.raises(FileNotFoundError, "nowhere"):
@@ -541,6 +559,13 @@ def with_mark(file, mark):
                 new.writestr(name, mark)
     copy.seek(0)
     return copy
+
+
+@claim("state.file.byte-order-mark")
+def test_a_file_is_marked_with_its_byte_order(case):
+    with zipfile.ZipFile(saved(case.tensor(2))) as file:
+        (mark,) = (name for name in file.namelist() if name.endswith("byteorder"))
+        assert file.read(mark).decode() == sys.byteorder
 
 
 @claim("state.file.byte-order")
