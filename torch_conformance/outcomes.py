@@ -22,7 +22,9 @@ LACKS = re.compile(
     r"|(does not|doesn't) support (float64|Half|BFloat16)",
     re.IGNORECASE,
 )
-REFUSED_BY_VIAS = re.compile(r"torch.compile with \w+ does not currently support double backward")
+REFUSED_BY_VIAS = re.compile(
+    r"torch.compile with \w+ does not currently support double backward|Batching rule not implemented for aten::"
+)
 OURS = tuple(str(Path(__file__).parent.parent / folder) for folder in ("torch_conformance", "specs"))
 SUITE_ERRORS = (NameError, ImportError, SyntaxError, MemoryError)
 OUT_OF_MEMORY: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
