@@ -605,6 +605,14 @@ def test_sequentials_add_and_multiply(case):
         first.__add__([a])
 
 
+@claim("module.containers.sequential-by-itself")
+@pytest.mark.parametrize("how", ["extend", "__iadd__"])
+def test_a_sequential_can_be_extended_by_itself(case, how):
+    first, second = layers(2)
+    model = nn.Sequential(first, second)
+    assert list(getattr(model, how)(model)) == [first, second, first, second]
+
+
 @claim("module.containers.module-list")
 def test_module_list_is_a_list(case):
     a, b, c, d = layers(4)
@@ -1060,6 +1068,15 @@ def test_a_module_list_inserts_before_a_negative_index(case):
     modules = nn.ModuleList([first, second])
     modules.insert(-1, new)
     assert list(modules) == [first, new, second]
+
+
+@claim("module.list.insert-beyond")
+def test_a_module_list_inserts_beyond_its_end(case):
+    first, second, new = nn.ReLU(), nn.Tanh(), nn.Sigmoid()
+    modules = nn.ModuleList([first, second])
+    modules.insert(7, new)
+    assert modules[2] is new, "no third module"
+    assert list(modules._modules) == ["0", "1", "2"]
 
 
 @claim("module.list.extended-by-itself")
