@@ -1062,6 +1062,15 @@ def test_weight_norm_takes_the_last_dimension(case):
     assert layer.parametrizations.weight.original0.shape == (1, 3)
 
 
+@claim("module.containers.parameter-dict-missing")
+@pytest.mark.parametrize("key", ["absent", "training"])
+def test_a_parameter_dict_does_not_know_other_keys(case, key):
+    model = nn.ParameterDict({"a": case.tensor(1)})
+    assert key not in model
+    with case.raises(KeyError, key):
+        model[key]
+
+
 @claim("module.list.insert-negative")
 def test_a_module_list_inserts_before_a_negative_index(case):
     first, second, new = nn.ReLU(), nn.Tanh(), nn.Sigmoid()
