@@ -542,3 +542,9 @@ def trunc_normal_by_the_inverse_alone(patch):
 def orthogonal_stretches_by_default(patch):
     """Takes the gain of ReLU for the default."""
     patch.wrap(init, "orthogonal_", lambda original, x, gain=2**0.5, **more: original(x, gain, **more))
+
+
+@mutant("init.truncnormal.warns-of-a-far-mean")
+def far_means_are_taken_in_silence(patch):
+    """Looks at one of the bounds alone."""
+    patch.source(init._no_grad_trunc_normal_, " or (mean > b + 2 * std)", "")

@@ -333,7 +333,9 @@ def test_keys_and_values_of_other_widths(case, options, bias):
     layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True, bias=bias, **options)
     k, v = case.tensor(2, 7, options.get("kdim", WIDTH)), case.tensor(2, 7, options.get("vdim", WIDTH))
     assert layer.in_proj_weight is None
-    attend(case, layer, case.tensor(2, 5, WIDTH), k, v)
+    out, padding = hidden(case, 5, 7), hidden(case, 2, 7)
+    mask = additive(out)[None, None] + additive(padding)[:, None, None]
+    attend(case, layer, case.tensor(2, 5, WIDTH), k, v, mask=mask, attn_mask=out, key_padding_mask=padding)
 
 
 @claim("attention.mha.added-keys")

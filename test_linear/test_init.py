@@ -1,6 +1,7 @@
 """Initialisation: the functions of torch.nn.init, and what every new layer starts with."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_options_left_out_are_those_documented(case):
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize(
     ("mean", "std", "low", "width"),
-    [(0.5, 2.0, -1.0, 3.0), (0.0, 1.0, -0.1, 0.3), (0.0, 1.0, 0.5, 2.5), (1.0, 0.7, 0.0, 4.0)],
+    [(0.5, 2.0, -1.0, 3.0), (0.0, 1.0, -0.1, 0.3), (0.0, 1.0, 0.5, 2.5), (0.0, 1.0, 1.0, 2.0), (1.0, 0.7, 0.0, 4.0)],
 )
 def test_truncated_normal_keeps_its_bounds_and_its_distribution(case, mean, std, low, width):
     high = low + width
@@ -159,6 +160,17 @@ def test_truncated_normal_keeps_its_bounds_and_its_distribution(case, mean, std,
     slack = 4 * torch.finfo(x.dtype).eps * max(abs(low), abs(high))
     assert low - slack <= array(x).min() <= array(x).max() <= high + slack
     draws(case, x, reference.truncated_cells(mean, std, low, high))
+
+
+@claim("init.truncnormal.warns-of-a-far-mean")
+def test_truncation_beside_the_mean_is_warned_of(case):
+    for low, high in ((3.0, 4.0), (-5.0, -2.5)):
+        with pytest.warns(UserWarning, match="mean is more than 2 std"):
+            init.trunc_normal_(case.tensor(5), 0.0, 1.0, low, high)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for low, high in ((-1.0, 1.0), (1.5, 3.0), (-3.0, -1.5)):
+            init.trunc_normal_(case.tensor(5), 0.0, 1.0, low, high)
 
 
 @claim("init.truncnormal.far-tail")
@@ -381,13 +393,15 @@ def test_dirac_refuses_other_shapes(case):
 @claim("init.generator.own")
 @pytest.mark.parametrize("name", [name for name in RANDOM if name != "sparse_"])
 def test_a_generator_of_ones_own_leaves_the_global_one(case, name):
-    made = []
-    for _ in range(2):
-        generator = torch.Generator().manual_seed(case.seed)
-        with case.unchanged():
-            made.append(fill(name, torch.empty(FILLS[name]), generator=generator))
-    case.same(made[0], made[1])
-    assert not torch.equal(made[0], fill(name, torch.empty(FILLS[name]), generator=generator))
+    narrow = [{"a": 1.0, "b": 3.0}] if name == "trunc_normal_" else []  # few of whose draws lie there
+    for options in [{}, *narrow]:
+        made = []
+        for _ in range(2):
+            generator = torch.Generator().manual_seed(case.seed)
+            with case.unchanged():
+                made.append(fill(name, torch.empty(FILLS[name]), generator=generator, **options))
+        case.same(made[0], made[1])
+        assert not torch.equal(made[0], fill(name, torch.empty(FILLS[name]), generator=generator, **options))
 
 
 @claim("init.generator.global")

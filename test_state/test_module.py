@@ -556,6 +556,7 @@ def test_sequential_chains(case):
     del model[1]
     assert list(model) == [a, b, a, d]
     assert list(model._modules) == list("0123")
+    assert model[-4] is a
     for index in (4, -5):
         with case.raises(IndexError, "out of range"):
             model[index]
@@ -588,6 +589,7 @@ def test_sequentials_add_and_multiply(case):
     assert list(first + second) == [a, b, c]
     assert list(first) == [a, b]
     assert list(second * 3) == [c, c, c]
+    assert list(second * 1) == [c]
     assert list(2 * first) == [a, b, a, b]
     assert list((second * 3)._modules) == list("012")
     assert len(second) == 1
