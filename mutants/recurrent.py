@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn.modules import rnn
+from torch.nn.utils import rnn as utils
 
 from torch_conformance.mutation import mutant
 
@@ -473,3 +474,32 @@ def unbatched_state_taken_as_batched(patch):
 def any_packed_rank_is_taken(patch):
     """Leaves the rank of packed data to the kernel."""
     patch.source(torch.nn.RNNBase.check_input, "input.dim() != expected_input_dim", "False")
+
+
+@mutant("recurrent.packed.lists")
+def lists_are_packed_as_sorted(patch):
+    """Packs a list of sequences as if it were sorted."""
+    patch.wrap(utils, "pack_sequence", lambda o, given, enforce_sorted=True: o(sorted(given, key=len, reverse=True)))
+
+
+@mutant("recurrent.packed.padded-lists")
+def unpadding_keeps_the_padding(patch):
+    """Gives every sequence the length of the longest."""
+    patch.wrap(utils, "unpad_sequence", lambda o, x, lengths, *a: o(x, lengths.clamp(min=int(lengths.max())), *a))
+
+
+@mutant("recurrent.packed.conversions")
+def conversions_forget_the_order(patch):
+    """Converts the data, and forgets how it was sorted."""
+
+    def to(original, packed, *args, **kwargs):
+        found = original(packed, *args, **kwargs)
+        return found if found is packed else type(packed)(found.data, found.batch_sizes)
+
+    patch.wrap(utils.PackedSequence, "to", to)
+
+
+@mutant("recurrent.packed.padded-left")
+def padding_always_follows(patch):
+    """Pads to the right whatever was asked for."""
+    patch.wrap(utils, "pad_sequence", lambda o, given, *a, padding_side="right", **k: o(given, *a, **k))

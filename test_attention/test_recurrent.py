@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import rnn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from specs.reference import recurrent as reference
@@ -429,6 +430,67 @@ def test_packing_and_padding_are_inverse(case, batch_first):
         pad_packed_sequence(packed, batch_first, total_length=3)
     with case.raises(RuntimeError, "sorted"):
         pack_padded_sequence(given, LENGTHS, batch_first)
+
+
+@claim("recurrent.packed.lists")
+def test_a_list_of_sequences_is_packed_and_unpacked(case):
+    given = [case.tensor(length, 2) for length in LENGTHS]
+    packed = rnn.pack_sequence(given, enforce_sorted=False)
+    wanted = pack_padded_sequence(rnn.pad_sequence(given), LENGTHS, enforce_sorted=False)
+    for ours, theirs in zip(packed, wanted, strict=True):
+        case.same(ours, theirs)
+    for ours, theirs in zip(rnn.unpack_sequence(packed), given, strict=True):
+        case.same(ours, theirs)
+    with case.raises(RuntimeError, "sorted"):
+        rnn.pack_sequence(given)
+    assert rnn.pack_sequence(sorted(given, key=len, reverse=True)).sorted_indices is None
+
+
+@claim("recurrent.packed.padded-lists")
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_list_of_sequences_is_padded_and_unpadded(case, batch_first):
+    given, lengths = [case.tensor(length, 2) for length in LENGTHS], torch.tensor(LENGTHS)
+    for options, value in (({}, 0.0), ({"padding_value": -7.0}, -7.0)):
+        padded = rnn.pad_sequence(given, batch_first, **options)
+        rows = padded if batch_first else padded.transpose(0, 1)
+        assert rows.shape == (len(LENGTHS), max(LENGTHS), 2)
+        for row, sequence in zip(rows, given, strict=True):
+            case.same(row[: len(sequence)], sequence)
+            assert (row[len(sequence) :] == value).all()
+        for ours, theirs in zip(rnn.unpad_sequence(padded, lengths, batch_first), given, strict=True):
+            case.same(ours, theirs)
+
+
+@claim("recurrent.packed.padded-left")
+def test_padding_may_come_first(case):
+    given = [case.tensor(length, 2) for length in LENGTHS]
+    padded = rnn.pad_sequence(given, batch_first=True, padding_value=-7.0, padding_side="left")
+    for row, sequence in zip(padded, given, strict=True):
+        case.same(row[-len(sequence) :], sequence)
+        assert (row[: -len(sequence)] == -7).all()
+    with case.raises((RuntimeError, ValueError), "padding_side"):
+        rnn.pad_sequence(given, padding_side="middle")
+
+
+@claim("recurrent.packed.unpadding-changes-nothing")
+def test_unpadding_leaves_its_argument_alone(case):
+    padded = rnn.pad_sequence([case.tensor(length, 2) for length in LENGTHS])
+    shape = padded.shape
+    rnn.unpad_sequence(padded, torch.tensor(LENGTHS))
+    assert padded.shape == shape
+
+
+@claim("recurrent.packed.conversions")
+def test_a_packed_sequence_converts_its_data(case):
+    packed = rnn.pack_sequence([case.tensor(length, 2) * 9 for length in LENGTHS], enforce_sorted=False)
+    names = {"double": "float64", "half": "float16", "long": "int64", "int": "int32", "short": "int16", "char": "int8"}
+    for name, dtype in names.items():
+        other = getattr(packed, name)()
+        case.same(other.data, packed.data.to(getattr(torch, dtype)))
+        assert other.batch_sizes is packed.batch_sizes
+        case.same(other.unsorted_indices, packed.unsorted_indices)
+        case.same(packed.to(getattr(torch, dtype)).data, other.data)
+    assert packed.float() is packed is packed.to(case.device) is packed.to(packed.data.dtype)
 
 
 @claim("recurrent.packed.padding-gets-no-gradient")
