@@ -6,10 +6,13 @@ response normalisation (Krizhevsky et al. 2012, section 3.3). The first four are
 The formulas are analytic, so that a derivative of any of them is its imaginary part at ``x + 1e-30i v``: see `along`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from specs.reference.rounded import Rounded, sqrt
 
 FLOAT32_EPS = 2.0**-23
 STEP = 1e-30
@@ -212,21 +215,25 @@ def along(law: Callable[[np.ndarray], np.ndarray], x: np.ndarray, v: np.ndarray)
 
 def derivatives(
     x: np.ndarray, v: np.ndarray, axes: Sequence[int], eps: float, centred: bool = True
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """``d^k/dt^k standardise(x + t v)`` at t = 0 for k = 0 to 3, and for each the sum of the sizes of its terms.
+) -> tuple[Rounded, Rounded, Rounded, Rounded]:
+    """``d^k/dt^k standardise(x + t v)`` at t = 0 for k = 0 to 3.
 
     The deviation ``d + t e`` is linear in t and ``var + eps`` a square ``q``, so that the inverse root ``h = q^-1/2``
     has ``h' = -q'/2 q^-3/2``, ``h'' = 3/4 q'^2 q^-5/2 - q''/2 q^-3/2``,
     ``h''' = 9/4 q' q'' q^-5/2 - 15/8 q'^3 q^-7/2``.
     """
-    d, e = (a - a.mean(axis=axes, keepdims=True) if centred else a for a in (x, v))
-    q, slope, bend = (a.mean(axis=axes, keepdims=True) for a in (d * d, 2 * d * e, 2 * e * e))
-    q = q + eps
-    roots = [
-        [q**-0.5],
-        [-slope / 2 * q**-1.5],
-        [3 / 4 * slope**2 * q**-2.5, -bend / 2 * q**-1.5],
-        [9 / 4 * slope * bend * q**-2.5, -15 / 8 * slope**3 * q**-3.5],
-    ]
-    terms = [[d * h for h in roots[k]] + [k * e * h for h in roots[k - 1] if k] for k in range(4)]
-    return [sum(parts) for parts in terms], [sum(map(abs, parts)) for parts in terms]
+    count = math.prod(x.shape[axis] for axis in axes)
+
+    def mean(a: Rounded) -> Rounded:
+        """A sum of n terms carries at most n eps of the sum of their magnitudes."""
+        kept = {"axis": tuple(axes), "keepdims": True}
+        error = np.broadcast_to(a.error, a.value.shape).mean(**kept) + count * np.abs(a.value).mean(**kept)
+        return Rounded(a.value.mean(**kept), error)
+
+    d, e = (Rounded(a) - mean(Rounded(a)) if centred else Rounded(a) for a in (x, v))
+    q, slope, bend = mean(d * d) + eps, mean(2 * d * e), mean(2 * e * e)
+    h = 1 / sqrt(q)
+    first = -slope / 2 * h / q
+    second = 3 / 4 * slope * slope * h / q / q - bend / 2 * h / q
+    third = 9 / 4 * slope * bend * h / q / q - 15 / 8 * slope * slope * slope * h / q / q / q
+    return d * h, d * first + e * h, d * second + 2 * e * first, d * third + 3 * e * second
