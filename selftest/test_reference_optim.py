@@ -157,3 +157,9 @@ def test_the_line_search_of_a_parabola():
     ended = line_search.strong_wolfe(evaluate, Trial(Rounded(0.0), 1.0, -2.0), Rounded(4.0), limit=9)
     assert tried == pytest.approx([4, 1])
     assert ended.step.value == pytest.approx(1)
+
+
+def test_a_root_of_what_cancelled_errs_by_the_root_of_its_error():
+    root = rounded.sqrt(Rounded(0.0, 4.0))
+    assert root.value == 0
+    assert root.error * rounded.FINEST == 2 * math.sqrt(rounded.FINEST)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-COARSEST = 2.0**-7  # the eps of bfloat16; none that counts is larger
+COARSEST, FINEST = 2.0**-7, 2.0**-52  # the eps of bfloat16 and of float64, which all others lie between
 
 
 class Rounded:
@@ -70,7 +70,7 @@ def sqrt(x: Rounded) -> Rounded:
     value = np.sqrt(x.value)
     with np.errstate(divide="ignore", invalid="ignore"):
         inherited = np.where(x.error == 0, 0.0, x.error / (2 * value))
-    return Rounded(value, inherited + value)
+    return Rounded(value, np.minimum(inherited, np.sqrt(x.error / FINEST)) + value)
 
 
 def absolute(x: Rounded) -> Rounded:
