@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specs.reference.rounded import Rounded, sqrt
+from specs.reference.rounded import Rounded, dot, sqrt
 
 FLOAT32_EPS = 2.0**-23
 STEP = 1e-30
@@ -225,10 +225,8 @@ def derivatives(
     count = math.prod(x.shape[axis] for axis in axes)
 
     def mean(a: Rounded) -> Rounded:
-        """A sum of n terms carries at most n eps of the sum of their magnitudes."""
-        kept = {"axis": tuple(axes), "keepdims": True}
-        error = np.broadcast_to(a.error, a.value.shape).mean(**kept) + count * np.abs(a.value).mean(**kept)
-        return Rounded(a.value.mean(**kept), error)
+        total = dot(a, tuple(axes))
+        return Rounded(total.value / count, total.error / count)
 
     d, e = (Rounded(a) - mean(Rounded(a)) if centred else Rounded(a) for a in (x, v))
     q, slope, bend = mean(d * d) + eps, mean(2 * d * e), mean(2 * e * e)

@@ -91,9 +91,9 @@ def where(condition: Any, x: Any, y: Any) -> Rounded:
     return Rounded(np.where(condition, a.value, b.value), np.where(condition, a.error, b.error))
 
 
-def dot(x: Rounded, axis: int) -> Rounded:
-    """Sum along an axis, kept: n terms in any order carry at most n eps of the sum of their magnitudes."""
+def dot(x: Rounded, axis: int | tuple[int, ...]) -> Rounded:
+    """Sum along an axis or several, kept: n terms in any order carry at most n eps of the sum of their magnitudes."""
     value = x.value.sum(axis, keepdims=True)
-    length = x.value.shape[axis]
+    length = np.prod(np.take(x.value.shape, axis))
     errors = np.broadcast_to(x.error, x.value.shape).sum(axis, keepdims=True)
     return Rounded(value, errors + length * np.abs(x.value).sum(axis, keepdims=True))
