@@ -18,10 +18,9 @@ from typing import Any
 from torch_conformance.bench import kernels as catalogue
 from torch_conformance.bench.kernels import Kernel
 from torch_conformance.bench.paired import Interval, Looks, interval, narrowest_rank, verdict, within
-from torch_conformance.bench.sides import Launch, Measured, Missing, WorkerFailed, worker_environment
+from torch_conformance.bench.sides import Launch, Measured, Missing, WorkerFailed
 from torch_conformance.errors import UsageError
 
-FEW = 20  # kernels; with fewer open, importing torch takes longer than measuring, and is given all CPUs
 EARLY = (6, 9)  # launches after which kernels that lean less than the resolution are let go
 SPREAD_SECONDS = 1.5  # a launch draws for at least so long: other work on the machine pauses within it nearly always
 SAME_MISS = 0.05  # how often an interval that says "same" may miss; 6 launches are the fewest that can say it
@@ -203,18 +202,18 @@ class _Comparison:
         self.cpu: int | None = None
 
     def run(self, deadline: float, cleanup: contextlib.ExitStack) -> None:
-        env = worker_environment(cleanup.enter_context(tempfile.TemporaryDirectory()), self.threads)
+        scratch = cleanup.enter_context(tempfile.TemporaryDirectory())
         started = time.monotonic()
-        coming: Launch | None = None
+        coming = self._start(scratch, cleanup)
         while self.open:
-            launch, coming = coming or self._start(env, cleanup), None
+            launch = coming
             try:
                 self._begin(launch)
-                if len(self.open) > FEW:
-                    coming = self._start(env, cleanup)
+                coming = self._start(scratch, cleanup)
                 self._measure_all(launch)
             finally:
                 launch.close()
+            coming.spread(self.cpus)  # with few kernels open, importing torch takes longer than measuring
             if self.done in EARLY and self.done < self.looks.schedule[0]:
                 self._drop_plainly_same()
             late = time.monotonic() + (time.monotonic() - started) / max(1, self.done) > deadline
@@ -222,12 +221,10 @@ class _Comparison:
                 self._look(last=late or self.done >= self.looks.schedule[-1])
             if late or self.done >= self.looks.schedule[-1]:
                 break
-        if coming:
-            coming.close()
 
-    def _start(self, env: dict[str, str], cleanup: contextlib.ExitStack) -> Launch:
-        elsewhere = [cpu for cpu in self.cpus if cpu != self.cpu or len(self.open) <= FEW] or self.cpus
-        launch = Launch(self.interpreters, self.device, self.threads, elsewhere, env, self.shuffle)
+    def _start(self, scratch: str, cleanup: contextlib.ExitStack) -> Launch:
+        elsewhere = [cpu for cpu in self.cpus if cpu != self.cpu] or self.cpus
+        launch = Launch(self.interpreters, self.device, self.threads, elsewhere, scratch, self.shuffle)
         cleanup.callback(launch.close)
         return launch
 

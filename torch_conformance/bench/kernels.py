@@ -137,38 +137,43 @@ def _statistics(kernel: Kernel) -> int:
 
 def build(kernel: Kernel, device: str = "cpu", seed: int = 0) -> Thunk:
     """A function of no arguments that runs torch's own kernel once. Raises Unsupported where torch lacks it."""
-    import torch
-
-    torch.manual_seed(seed)
-    module = _module(kernel, device)
-    return _run(kernel, module, list(module.parameters()), _input(kernel, device))
+    generator = _generator(seed)
+    module = _module(kernel, device, generator)
+    return _run(kernel, module, list(module.parameters()), _input(kernel, device, generator))
 
 
 def build_formula(kernel: Kernel, device: str = "cpu", seed: int = 0, compiled: bool = False) -> Thunk:
     """The same law in plain torch operations, as a user would write it, optionally through torch.compile."""
     import torch
 
-    torch.manual_seed(seed)
-    module = _module(kernel, device)
+    generator = _generator(seed)
+    module = _module(kernel, device, generator)
     function = _formula(kernel, module)
     if compiled:
         if not hasattr(torch, "compile"):
             raise Unsupported(f"torch {torch.__version__} has no torch.compile")
         function = torch.compile(function)
-    return _run(kernel, function, list(module.parameters()), _input(kernel, device))
+    return _run(kernel, function, list(module.parameters()), _input(kernel, device, generator))
 
 
-def _input(kernel: Kernel, device: str) -> Any:
+def _generator(seed: int) -> Any:
+    """Of its own: torch.manual_seed also goes to every accelerator, which costs a third of building a small kernel."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def _input(kernel: Kernel, device: str, generator: Any) -> Any:
     """Normal values that repeat, for drawing all of them would cost more time than the measurement."""
     import torch
 
-    drawn, count = torch.randn(8191), prod(kernel.shape)
+    drawn, count = torch.randn(8191, generator=generator), prod(kernel.shape)
     x = drawn.repeat(count // len(drawn) + 1)[:count].view(kernel.shape)
     x = x.to(device=device, dtype=getattr(torch, kernel.dtype), copy=True)
     return x.contiguous(memory_format=getattr(torch, FORMATS[kernel.layout]))
 
 
-def _module(kernel: Kernel, device: str) -> Any:
+def _module(kernel: Kernel, device: str, generator: Any) -> Any:
     import torch
     from torch import nn
 
@@ -184,7 +189,7 @@ def _module(kernel: Kernel, device: str) -> Any:
     }[kernel.norm]()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.uniform_(0.5, 1.5)
+            parameter.uniform_(0.5, 1.5, generator=generator)
     return module.to(device=device, dtype=getattr(torch, kernel.dtype)).train(kernel.direction != "forward-eval")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -39,18 +40,17 @@ class WorkerFailed(Exception):
 class Side:
     """A worker process: started without waiting, asked by one JSON line, answering by one."""
 
-    def __init__(
-        self, label: str, interpreter: Path, device: str, threads: int, cpus: Sequence[int], env: dict[str, str]
-    ):
+    def __init__(self, label: str, interpreter: Path, device: str, threads: int, cpus: Sequence[int], scratch: str):
         self.label = label
-        command = [str(interpreter), str(WORKER), "--device", device, "--threads", str(threads)]
+        command = [str(interpreter), str(WORKER), "--device", device, "--threads", str(threads), "--bytecode", scratch]
         command += ["--cpus", ",".join(map(str, cpus))] if cpus else []
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._pending = b""
         try:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=env, bufsize=0
-            )
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+                env=worker_environment(threads), bufsize=0,
+            )  # fmt: skip
         except OSError as error:
             raise UsageError(f"{label}: cannot run {interpreter}: {error.strerror}") from error
 
@@ -69,6 +69,13 @@ class Side:
         if "error" in reply:
             raise WorkerFailed(f"{self.label}: {reply['error']}")
         return reply
+
+    def roam(self, cpus: Sequence[int]) -> None:
+        """Lets all threads of the worker use these CPUs, from outside: it may still be importing torch."""
+        if cpus:
+            with contextlib.suppress(OSError):  # it has died, as the next request will tell
+                for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+                    os.sched_setaffinity(int(thread), cpus)
 
     def close(self) -> None:
         self.process.kill()
@@ -102,7 +109,7 @@ class Launch:
     """A fresh pair of workers. It imports torch while the launch before it is measured, on the other CPUs."""
 
     def __init__(
-        self, interpreters: tuple[Path, Path], device: str, threads: int, cpus: Sequence[int], env: dict[str, str],
+        self, interpreters: tuple[Path, Path], device: str, threads: int, cpus: Sequence[int], scratch: str,
         shuffle: random.Random,
     ):  # fmt: skip
         labels = [("OLD", interpreters[0]), ("NEW", interpreters[1])]
@@ -110,7 +117,7 @@ class Launch:
         started: dict[str, Side] = {}
         try:
             for label, interpreter in labels:
-                started[label] = Side(label, interpreter, device, threads, cpus, env)
+                started[label] = Side(label, interpreter, device, threads, cpus, scratch)
         except UsageError:
             for side in started.values():
                 side.close()
@@ -120,6 +127,11 @@ class Launch:
 
     def greetings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.sides[0].greeting(), self.sides[1].greeting()
+
+    def spread(self, cpus: Sequence[int]) -> None:
+        """Lets both sides use all of the CPUs, for what is left of importing torch."""
+        for side in self.sides:
+            side.roam(cpus)
 
     def settle(self, cpus: Sequence[int]) -> int | None:
         """Moves both sides to the CPU, of a few tried, of which most can be had; returns it."""
@@ -203,11 +215,9 @@ def agree(blocks: Sequence[float]) -> bool:
     return best[1] <= AGREE * best[0]
 
 
-def worker_environment(scratch: str, threads: int) -> dict[str, str]:
+def worker_environment(threads: int) -> dict[str, str]:
     """The environment that both sides run in."""
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     inherited = env.get("GLIBC_TUNABLES")
     env["GLIBC_TUNABLES"] = f"{inherited}:{MALLOC}" if inherited else MALLOC
-    if env.pop("PYTHONDONTWRITEBYTECODE", None):  # every launch would compile torch's sources again
-        env["PYTHONPYCACHEPREFIX"] = scratch
     return env

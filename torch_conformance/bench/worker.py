@@ -1,6 +1,6 @@
 """One side of a paired timing: builds kernels and times short blocks of calls when it is told to.
 
-Started by path, in any interpreter that has torch: ``python bench_worker.py [--device cpu] [--threads 1]``. It
+Started by path, in any interpreter that has torch: ``python worker.py [--device cpu] [--threads 1]``. It
 speaks JSON lines: first a line about itself, then one reply to each request read from standard input.
 
     {"do": "bind", "cpu": 0}                 keep to that CPU                                   -> {"bound": true}
@@ -190,15 +190,28 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
+def keep_bytecode(folder: str) -> None:
+    """Where torch was installed without bytecode and none may be written beside it, it is kept in `folder`.
+
+    Otherwise every worker would compile torch's sources again.
+    """
+    torch = importlib.util.find_spec("torch")
+    if sys.dont_write_bytecode and torch and not (torch.cached and os.path.exists(torch.cached)):
+        sys.pycache_prefix, sys.dont_write_bytecode = folder, False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="one side of a paired timing; see the module's docstring")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpus", help="comma separated; where to stay while importing")
+    parser.add_argument("--bytecode", metavar="DIR", help="where bytecode may be kept that torch comes without")
     options = parser.parse_args()
     if options.cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    if options.bytecode:
+        keep_bytecode(options.bytecode)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the replies
 
