@@ -185,8 +185,8 @@ def memory_rate(operation: str, total: int, device: str, threads: int) -> float:
     nobody interferes.
     """
     slices = getattr(kernels, f"{operation}_slices")(total, SLICE if device == "cpu" else total, device)
-    now, per_slice = clock(device), min(total, SLICE) if device == "cpu" else total
-    calls = max(1, 200_000 // per_slice)  # a small slice is run several times, or the clock would be measured
+    now, per_slice = clock(device), total / len(slices)
+    calls = max(1, int(200_000 / per_slice))  # a small slice is run several times, or the clock would be measured
     for call in slices:
         call()
     times: list[float] = []

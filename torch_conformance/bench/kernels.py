@@ -283,13 +283,14 @@ def build_triad(total_bytes: int, device: str = "cpu") -> Thunk:
 
 
 def copy_slices(total_bytes: int, slice_bytes: int, device: str = "cpu") -> list[Thunk]:
-    """The copy in slices of `slice_bytes` at most; run in turn, each finds its part as cold as the whole would."""
+    """The copy in equal slices of about `slice_bytes`; run in turn, each finds its part as cold as the whole would."""
     import torch
 
     source, target = torch.ones(2, max(1, total_bytes // 8), device=device)
+    count = max(1, round(total_bytes / slice_bytes))
     return [
         lambda a=a, b=b: b.copy_(a)  # type: ignore[misc]
-        for a, b in zip(source.split(max(1, slice_bytes // 8)), target.split(max(1, slice_bytes // 8)), strict=True)
+        for a, b in zip(source.tensor_split(count), target.tensor_split(count), strict=True)
     ]
 
 
@@ -298,7 +299,7 @@ def triad_slices(total_bytes: int, slice_bytes: int, device: str = "cpu") -> lis
     import torch
 
     arrays = torch.ones(3, max(1, total_bytes // 12), device=device)
-    parts = [array.split(max(1, slice_bytes // 12)) for array in arrays]
+    parts = [array.tensor_split(max(1, round(total_bytes / slice_bytes))) for array in arrays]
     return [
         lambda a=a, b=b, c=c: torch.add(b, c, alpha=1.5, out=a)  # type: ignore[misc]
         for a, b, c in zip(*parts, strict=True)
