@@ -44,6 +44,11 @@ def test_a_test_that_names_its_via_runs_there(house):
     house(aot, "--via", "aot").assert_outcomes(passed=1)
 
 
+def test_benchmarks_alone_run_no_claim(house):
+    pytest.importorskip("pytest_benchmark")
+    house(HOLDS, "--benchmark-only").assert_outcomes(deselected=1)
+
+
 def test_claims_without_a_case_in_this_run_are_named(house):
     other = """
     @claim("house.topic.other")

@@ -54,6 +54,8 @@ class Collecting:
             unwanted |= spared((item, test_of(item), item.callspec.params["case"]) for item in wanted)
         if self.config.option.claim:
             unwanted |= set(items) - set(tests)
+        if self.config.getoption("benchmark_only", False):
+            unwanted |= set(tests)
         self.require_parameters([item for item in tests if item not in unwanted])
         if self.config.option.explore:
             self.lay_out_for_exploring(items, unwanted)
