@@ -44,8 +44,9 @@ def test_a_test_that_names_its_via_runs_there(house):
     house(aot, "--via", "aot").assert_outcomes(passed=1)
 
 
-def test_benchmarks_alone_run_no_claim(house):
+def test_benchmarks_alone_run_no_claim(house, monkeypatch):
     pytest.importorskip("pytest_benchmark")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # workers time nothing
     house(HOLDS, "--benchmark-only").assert_outcomes(deselected=1)
 
 
