@@ -332,6 +332,14 @@ def empty_inputs_mean_all(patch):
     patch.source(torch.autograd.backward, "inputs is not None and len(inputs_tuple) == 0", "False")
 
 
+@mutant("autograd.backward.inputs-from-a-generator")
+def inputs_are_counted_first(patch):
+    """Asks for the number of inputs before it takes them."""
+    patch.source(
+        torch.autograd.backward, "inputs_tuple = tuple(inputs)", "inputs_tuple = tuple(inputs) * (len(inputs) > 0)"
+    )
+
+
 @mutant("autograd.backward.inputs-dict")
 def dict_is_iterated_by_key(patch):
     """Iterates over the keys."""
@@ -620,6 +628,12 @@ def materialized_grads_are_ones(patch):
 
 
 @mutant("autograd.grad.materialize-grads")
+def materialized_grads_always_require_grad(patch):
+    """Makes zeros that require grad, whether a graph is created or not."""
+    patch.source(torch.autograd.grad, "requires_grad=create_graph)", "requires_grad=True)")
+
+
+@mutant("autograd.grad.materialize-grads")
 def contradiction_is_accepted(patch):
     """Lets materialize_grads win over allow_unused=False."""
     patch.source(torch.autograd.grad, "if materialize_grads and allow_unused is False:", "if False:")
@@ -635,6 +649,12 @@ def constant_inputs_get_none(patch):
         return original(outputs, inputs, *args, **options)
 
     patch.wrap(torch.autograd, "grad", grad)
+
+
+@mutant("autograd.grad.gradient-edge-under-no-grad")
+def edges_are_found_through_a_view(patch):
+    """Looks for the node of a leaf behind a view of it, which has no history under no_grad."""
+    patch.wrap(graph, "get_gradient_edge", lambda o, x: x.view_as(x).grad_fn.next_functions and o(x))
 
 
 @mutant("autograd.grad.batched")
@@ -677,6 +697,16 @@ def create_graph_is_ignored(patch):
             g if g is None else g.detach() for g in o(*a, create_graph=create_graph, **k)
         ),
     )
+
+
+@mutant("autograd.higher.product")
+def product_of_two_zeros_is_flat(patch):
+    """Takes the gradient for a constant wherever two factors are zero, since it is zero there."""
+
+    def product(original, x):
+        return original(Altered.apply(x, torch.detach) if (x == 0).sum() > 1 else x)
+
+    patch.wrap(Tensor, "prod", product)
 
 
 @mutant("autograd.higher.off-by-default")
@@ -803,6 +833,12 @@ def repeated_index_overwrites(patch):
 def cat_splits_in_reverse(patch):
     """Hands the slices of the gradient out in reverse."""
     patch.wrap(torch, "cat", lambda o, ts, *a: o([Altered.apply(t, lambda g: g.flip(0)) for t in ts], *a))
+
+
+@mutant("autograd.gradient.scattered")
+def overwritten_elements_get_a_gradient(patch):
+    """Hands the whole gradient to the tensor written into."""
+    patch.wrap(torch, "select_scatter", lambda o, x, s, *a: o(x.detach(), s, *a) + (x - x.detach()))
 
 
 @mutant("autograd.gradient.views")

@@ -381,6 +381,37 @@ def hooks_at_every_use(patch):
     on_tensor_hook(patch, lambda hook: lambda g: (hook(g / 2), hook(g / 2))[1])
 
 
+@mutant("hooks.tensor.in-autograd-grad")
+def grad_passes_hooks_by(patch):
+    """Takes the gradient of what is asked for before its hooks see it."""
+
+    def grad(original, outputs, inputs, *args, **options):
+        hooks = inputs._backward_hooks
+        kept = dict(hooks)
+        hooks.clear()
+        try:
+            return original(outputs, inputs, *args, **options)
+        finally:
+            hooks.update(kept)
+
+    patch.wrap(torch.autograd, "grad", grad)
+
+
+@mutant("hooks.tensor.in-place")
+def hooks_move_on(patch):
+    """Keeps hooks with the tensor, whatever value it holds."""
+
+    def multiply(original, x, y):
+        hooks = list((x._backward_hooks or {}).values())
+        (x._backward_hooks or {}).clear()
+        original(x, y)
+        for hook in hooks:
+            x.register_hook(hook)
+        return x
+
+    patch.wrap(torch.Tensor, "mul_", multiply)
+
+
 @mutant("hooks.tensor.needs-requires-grad")
 def hooks_on_anything(patch):
     """Registers a hook that can never be called."""
@@ -444,6 +475,18 @@ def post_accumulate_anywhere(patch):
         return original(x, lambda p: hook(p) and None) if x.is_leaf and x.requires_grad else None
 
     patch.wrap(torch.Tensor, "register_post_accumulate_grad_hook", register)
+
+
+@mutant("hooks.tensor.serialized")
+def marks_of_hooks_are_ignored(patch):
+    """Warns of every hook, marked or not."""
+    patch.source(hooks_file.warn_if_has_hooks, 'if not hasattr(hook, "__torch_unserializable__"):', "if True:")
+
+
+@mutant("hooks.tensor.serialized")
+def hooks_are_lost_in_silence(patch):
+    """Warns of no hook."""
+    patch.source(hooks_file.warn_if_has_hooks, 'if not hasattr(hook, "__torch_unserializable__"):', "if False:")
 
 
 @mutant("hooks.node.hooks", "hooks.tensor.replaces")

@@ -230,6 +230,15 @@ def test_inputs_must_not_be_empty(case):
         torch.autograd.grad(y, [])
 
 
+@claim("autograd.backward.inputs-from-a-generator")
+def test_inputs_may_come_from_a_generator(case):
+    layer, x = case.module(nn.Linear, 3, 2), case.tensor(4, 3, requires_grad=True)
+    layer(x).sum().backward(inputs=layer.parameters())
+    case.same(layer.bias.grad, torch.full_like(layer.bias, 4))
+    assert layer.weight.grad is not None
+    assert x.grad is None
+
+
 @claim("autograd.backward.inputs-dict", "autograd.grad.dict")
 def test_inputs_may_be_a_dict(case):
     layer = case.module(nn.Linear, 3, 2)
@@ -360,7 +369,7 @@ def test_materialize_grads_makes_zeros_of_unused_inputs(case, create_graph):
     found = torch.autograd.grad((x * x).sum(), [x, unused], materialize_grads=True, create_graph=create_graph)
     case.same(found[0].detach(), 2 * x.detach())
     case.same(found[1].detach(), torch.zeros_like(unused))
-    assert found[1].requires_grad or not create_graph
+    assert found[1].requires_grad == create_graph
     with case.raises(ValueError, "allow_unused"):
         torch.autograd.grad(x.sum(), [x, unused], materialize_grads=True, allow_unused=False)
 
@@ -385,6 +394,14 @@ def test_an_edge_of_the_graph_stands_for_its_tensor(case):
         torch.autograd.graph.get_gradient_edge(case.tensor(3))
 
 
+@claim("autograd.grad.gradient-edge-under-no-grad")
+def test_under_no_grad_a_leaf_has_its_edge(case):
+    x = case.tensor(3, requires_grad=True)
+    with torch.no_grad():
+        edge = torch.autograd.graph.get_gradient_edge(x)
+    case.same(torch.autograd.grad((x * 3).sum(), [edge])[0], torch.full_like(x, 3))
+
+
 @claim("autograd.grad.from-an-edge")
 def test_an_edge_of_the_graph_may_be_the_root(case):
     x, g = case.tensor(3, requires_grad=True), case.tensor(3)
@@ -405,6 +422,13 @@ def test_a_batch_of_gradients_gives_a_batch_of_products(case):
     case.close(found, array(v) * np.cos(array(x)), k=2)  # cosine within one eps, one product
     with case.raises(RuntimeError, "is_grads_batched"):
         torch.autograd.grad(x * 1, x, case.tensor(4, 3), is_grads_batched=True)
+
+
+@claim("autograd.grad.batched-zeros")
+def test_zeros_for_an_unused_input_are_a_batch(case):
+    x, unused, v = case.tensor(5, requires_grad=True), case.tensor(2, requires_grad=True), case.tensor(4, 5)
+    found = torch.autograd.grad(x * 3, [x, unused], v, is_grads_batched=True, materialize_grads=True)
+    assert [tuple(g.shape) for g in found] == [(4, 5), (4, 2)]
 
 
 @claim("autograd.grad.only-inputs-ignored")
@@ -450,6 +474,30 @@ def test_a_gradient_of_a_gradient_times_a_vector_is_a_hessian_product(case):
     symmetric = array(a) + array(a).T
     scale = (abs(array(a)) + abs(array(a)).T) @ abs(array(v))
     case.close(product, symmetric @ array(v), k=6, scale=scale)  # sums of four products, and one sum of the two parts
+
+
+@claim("autograd.higher.product")
+@axes(**EAGER)
+@pytest.mark.parametrize("zeros", [1, 2, 3])
+def test_the_second_derivative_of_a_product_leaves_two_factors_out(case, zeros):
+    values, v = case.rng.uniform(0.5, 2, 5), case.tensor(5)
+    values[:zeros] = 0
+    x = case.tensor_of(values, requires_grad=True)
+    (first,) = torch.autograd.grad(x.prod(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x, v)
+    hessian = np.array([[np.prod(np.delete(array(x), [i, j])) * (i != j) for j in range(5)] for i in range(5)])
+    # at most seven products in each term, one with v, and a sum of four
+    case.close(second, hessian @ array(v), k=12, scale=hessian @ abs(array(v)))
+
+
+@claim("autograd.higher.removable-singularities")
+@pytest.mark.parametrize(("name", "at", "law"), [("sinc", 0.0, -(np.pi**2) / 3), ("power", 1.5, 0.0)])
+def test_second_derivatives_at_removable_singularities(case, name, at, law):
+    x = case.tensor_of([at], requires_grad=True)
+    y = torch.sinc(x) if name == "sinc" else torch.zeros_like(x) ** x
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    case.close(second, np.array([law]), k=8)  # pi squared by a third, in a formula of a few steps
 
 
 @claim("autograd.higher.grad-penalty-reaches-the-weights")

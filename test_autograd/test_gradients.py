@@ -210,6 +210,21 @@ def test_views_send_each_gradient_where_its_element_came_from(case, view):
     case.same(x.grad, case.tensor_of(expected[1:].reshape(3, 5)))
 
 
+@claim("autograd.gradient.scattered")
+@axes(via="eager")
+@pytest.mark.parametrize(
+    ("name", "place"), [("diagonal", ()), ("select", (1, 2)), ("slice", (0, 1, 3)), ("as_strided", ((2, 3), (3, 1), 1))]
+)
+def test_scattering_parts_the_gradient(case, name, place):
+    x, g = case.tensor(3, 3, requires_grad=True), case.tensor(3, 3)
+    part = g[1:3] if name == "slice" else getattr(g, name)(*place)
+    written = case.tensor(*part.shape, requires_grad=True)
+    getattr(torch, f"{name}_scatter")(x, written, *place).backward(g)
+    case.same(written.grad, part)
+    part.zero_()
+    case.same(x.grad, g)
+
+
 @claim("autograd.gradient.broadcast-is-summed")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1), (1, 1), (2, 3), (2, 1, 3), (1, 2, 1)])

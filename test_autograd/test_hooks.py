@@ -3,6 +3,7 @@
 import copy
 import faulthandler
 import importlib
+import io
 import os
 import pickle
 import warnings
@@ -552,6 +553,28 @@ def array_sum(a, b):
     return 2 * a.double().cpu().numpy() + 4 * b.double().cpu().numpy()
 
 
+@claim("hooks.tensor.in-autograd-grad")
+def test_tensor_hooks_run_in_autograd_grad(case):
+    y, seen, gradient = case.tensor(3, requires_grad=True) * 4, [], case.tensor(3)
+    y.register_hook(lambda g: seen.append(g) or g * 8)
+    (found,) = torch.autograd.grad(y * 2, y, gradient)
+    assert len(seen) == 1
+    case.same(found, gradient * 16)
+
+
+@claim("hooks.tensor.in-place")
+def test_hooks_stay_with_the_value_they_were_registered_for(case):
+    x, seen, gradient = case.tensor(3, requires_grad=True), [], case.tensor(3)
+    y = x * 2
+    y.register_hook(lambda g: seen.append(g) or g * 8)
+    y.mul_(4)
+    y.register_hook(lambda g: seen.append(g))
+    y.backward(gradient)
+    case.same(seen[0], gradient)
+    case.same(seen[1], gradient * 4)
+    case.same(x.grad, gradient * 64)
+
+
 @claim("hooks.tensor.needs-requires-grad")
 def test_hooks_need_a_gradient(case):
     with case.raises(RuntimeError, "doesn't require gradient"):
@@ -626,6 +649,17 @@ def test_post_accumulate_hooks_are_for_leaves(case):
     x.register_post_accumulate_grad_hook(lambda p: p.grad)
     with case.raises(RuntimeError, "None"):
         x.sum().backward()
+
+
+@claim("hooks.tensor.serialized")
+@pytest.mark.parametrize("marked", [False, True])
+def test_saving_a_tensor_with_hooks_warns_unless_they_are_marked(case, marked):
+    x = case.tensor(3, requires_grad=True)
+    x.register_hook(torch.utils.hooks.unserializable_hook(lambda g: g) if marked else lambda g: g)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.save(x, io.BytesIO())
+    assert any("hook" in str(warning.message) for warning in told) is not marked
 
 
 @claim("hooks.node.hooks")
