@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from torch_conformance.checks import array
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 pytestmark = axes(via="eager")
 MODIFIED = "modified by an inplace operation"
@@ -130,14 +130,35 @@ def test_backward_notices_a_change_through_a_detached_alias(case):
 
 
 @claim("inplace.saved.step-between-forward-and-backward")
-def test_backward_notices_a_step_after_its_forward(case):
+@pytest.mark.parametrize("path", ["for-loop", "foreach", "fused"])
+def test_backward_notices_a_step_after_its_forward(case, path):
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(case.device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    if path == "fused" and not since("2.4"):
+        raise case.unsupported(f"torch {torch.__version__} has no fused SGD on the CPU")
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.1, **({"foreach": False} if path == "for-loop" else {path: True})
+    )
     loss = net(case.tensor(5, 3, dtype=torch.float32)).square().sum()
     loss.backward(retain_graph=True)
     optimizer.step()
     with case.raises(RuntimeError, MODIFIED):
         loss.backward()
+
+
+@claim("inplace.saved.running-statistics")
+def test_backward_notices_running_statistics_that_moved(case):
+    layer, x = case.module(nn.BatchNorm1d, 3, momentum=0.5).eval(), case.tensor(4, 3, requires_grad=True)
+    y, g = layer(x), case.tensor(4, 3)
+    (expected,) = torch.autograd.grad(y, x, g, retain_graph=True)
+    layer.train()(7 * case.tensor(5, 3))
+    refusal = ""
+    try:
+        (found,) = torch.autograd.grad(y, x, g)
+    except RuntimeError as error:
+        refusal = str(error)
+    else:
+        case.same(found, expected)
+    assert not refusal or MODIFIED in refusal
 
 
 @claim("inplace.saved.data-goes-unnoticed")
