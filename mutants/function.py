@@ -49,6 +49,12 @@ def inputs_are_copied(patch):
     on_apply(patch, lambda o, cls, *a, **k: o(cls, *(x.clone() if torch.is_tensor(x) else x for x in a), **k))
 
 
+@mutant("function.forward.keeps-the-subclass")
+def outputs_are_plain_tensors(patch):
+    """Hands plain tensors out."""
+    on_apply(patch, lambda o, cls, *a, **k: o(cls, *a, **k).as_subclass(torch.Tensor))
+
+
 @mutant("function.forward.not-to-be-instantiated")
 def objects_can_be_called(patch):
     """Runs apply when an object is called, as the first releases did."""
@@ -103,6 +109,24 @@ def every_input_needs_grad(patch):
 def dirty_tensors_are_forgotten(patch):
     """Does not note what was modified."""
     patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "pass")
+
+
+@mutant("function.ctx.mark-dirty-of-own-views")
+def anything_can_be_dirty(patch):
+    """Notes as modified what is no input, and lets it pass."""
+    patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "pass")
+
+
+@mutant("function.ctx.saved-view-is-freed")
+def saved_tensors_hold_their_node(patch):
+    """Keeps what was saved beside the node: a cycle that nobody breaks."""
+    original, kept = FunctionCtx.save_for_backward, []
+
+    def save(self, *tensors):
+        kept.append(tensors)
+        original(self, *tensors)
+
+    patch.set(FunctionCtx, "save_for_backward", save)
 
 
 @mutant("function.ctx.mark-non-differentiable")

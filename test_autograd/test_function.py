@@ -1,5 +1,8 @@
 """torch.autograd.Function: what forward and backward are given, what they may return, and what ctx keeps."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +87,16 @@ def test_an_input_returned_as_it_is_becomes_a_new_tensor(case):
     assert y.data_ptr() == x.data_ptr()
     y.sum().backward()
     case.same(x.grad, torch.full_like(x, 3))
+
+
+class Named(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
+@claim("function.forward.keeps-the-subclass")
+def test_an_input_returned_as_it_is_keeps_its_subclass(case):
+    x = case.tensor(3).as_subclass(Named).requires_grad_()
+    assert type(define(lambda ctx, x: x, lambda ctx, g: 3 * g).apply(x)) is Named
 
 
 @claim("function.forward.not-to-be-instantiated")
@@ -284,6 +297,32 @@ def test_a_dirty_tensor_that_another_backward_needs_is_noticed(case):
     define(forward, lambda ctx, g: g).apply(y)
     with case.raises(RuntimeError, "modified by an inplace operation"):
         z.sum().backward()
+
+
+@claim("function.ctx.mark-dirty-of-own-views")
+def test_a_view_of_what_forward_made_is_not_marked_dirty(case):
+    def forward(ctx, x):
+        view = x.clone()[:2]
+        ctx.mark_dirty(view)
+        return view.mul_(2)
+
+    with case.raises(RuntimeError, "not an input"):
+        define(forward, lambda ctx, g: 2 * g).apply(case.tensor(3, requires_grad=True))
+
+
+@claim("function.ctx.saved-view-is-freed")
+def test_a_dirty_view_that_was_saved_is_freed(case):
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x.mul_(2)
+
+    view = case.tensor(3, requires_grad=True).clone()[:2]
+    define(forward, lambda ctx, g: 2 * g).apply(view)
+    alive = weakref.ref(view)
+    del view
+    gc.collect(1)
+    assert alive() is None
 
 
 @claim("function.ctx.mark-non-differentiable")
@@ -523,6 +562,17 @@ def test_setup_context_sees_default_arguments(case):
     x = case.tensor(3, requires_grad=True)
     split().apply(x).sum().backward()
     case.close(x.grad, 6 * array(x), k=2)
+
+
+@claim("function.setup.keyword-only-defaults")
+def test_forward_may_have_keyword_only_defaults(case):
+    x = case.tensor(3, requires_grad=True)
+
+    def forward(x, *, factor=3.0):
+        return factor * x
+
+    define(forward, lambda ctx, g: 3 * g, lambda ctx, inputs, output: None).apply(x).sum().backward()
+    case.same(x.grad, torch.full_like(x, 3))
 
 
 @claim("function.setup.transforms-need-it")
