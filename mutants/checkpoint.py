@@ -1,6 +1,7 @@
 """The ways in which checkpointing goes wrong."""
 
 import torch
+from torch.autograd.function import FunctionCtx
 from torch.utils import checkpoint as module
 
 from torch_conformance.mutation import mutant
@@ -35,6 +36,34 @@ def recomputation_clears_grad(patch):
 def nothing_is_checkpointed(patch):
     """Calls the function and keeps everything."""
     patch.wrap(Reentrant, "apply", lambda o, f, preserve, *a: f(*a))
+
+
+@mutant("checkpoint.memory.nothing-stays")
+def saved_tensors_are_kept(patch):
+    """Keeps what custom functions saved for the next recomputation."""
+    original, kept = FunctionCtx.save_for_backward, []
+
+    def save(self, *tensors):
+        kept.append(tensors)
+        original(self, *tensors)
+
+    patch.set(FunctionCtx, "save_for_backward", save)
+
+
+@mutant("checkpoint.gradient.modified-input")
+def inputs_are_not_checked(patch):
+    """Keeps inputs as they are, past the check of versions."""
+    patch.source(module._CheckpointFrame.save_inputs, "_make_saved_tensor(arg, is_output=False)", "arg")
+
+
+@mutant("checkpoint.device.is-restored")
+def default_device_is_forgotten(patch):
+    """Recomputes on the default device of backward."""
+    patch.source(
+        module._checkpoint_without_reentrant_generator,
+        "lambda mode: isinstance(mode, DeviceContext)",
+        "lambda mode: False",
+    )
 
 
 @mutant("checkpoint.rng.same-mask", "checkpoint.rng.same-noise")

@@ -2,12 +2,14 @@
 
 import gc
 import warnings
+import weakref
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint as module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -108,6 +110,60 @@ def test_the_function_runs_again_once_in_backward(case, reentrant):
     assert calls == [not reentrant]
     y.sum().backward()
     assert calls == [not reentrant, True]
+
+
+@claim("checkpoint.memory.nothing-stays")
+@both
+def test_after_backward_nothing_stays(case, reentrant):
+    kept, x = [], case.tensor(3, requires_grad=True)
+
+    class Pair(Function):
+        @staticmethod
+        def forward(ctx, x):
+            outputs = 2 * x, 3 * x
+            ctx.save_for_backward(x, *outputs)
+            kept.append(weakref.ref(outputs[0]))
+            return outputs
+
+        @staticmethod
+        def backward(ctx, a, b):
+            return 2 * a + 3 * b + 0 * ctx.saved_tensors[0]
+
+    checkpoint(lambda x: Pair.apply(x)[0], x, use_reentrant=reentrant).sum().backward()
+    gc.collect(1)
+    case.same(x.grad, torch.full_like(x, 2))
+    assert [reference() for reference in kept] == [None, None]
+
+
+@claim("checkpoint.gradient.modified-input")
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_an_input_that_is_modified_is_refused_or_right(case, requires_grad):
+    x, other = case.tensor(3, requires_grad=True), case.tensor(3, requires_grad=requires_grad) * 1
+    changed = array(other) + 2
+    y = checkpoint(lambda x, other: other.add_(2) * x, x, other, use_reentrant=False)
+    refusal = ""
+    try:
+        y.sum().backward()
+    except RuntimeError as error:
+        refusal = str(error)
+    else:
+        case.close(x.grad, changed, k=1)
+    assert not refusal or "modified by an inplace operation" in refusal
+
+
+@claim("checkpoint.device.is-restored")
+def test_the_recomputation_has_the_default_device_of_the_forward(case):
+    seen, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        seen.append(torch.empty(1).device.type)
+        return x.exp().sin()
+
+    with torch.device("meta"):
+        y = checkpoint(function, x, use_reentrant=False)
+    with mock.patch("torch.utils._device.CURRENT_DEVICE", None, create=True):  # some releases leave another there
+        y.sum().backward()
+    assert seen == ["meta", "meta"]
 
 
 @claim("checkpoint.rng.same-mask")
