@@ -1,5 +1,7 @@
 """The ways in which grad modes go wrong."""
 
+import inspect
+
 import torch
 from torch import nn
 from torch.autograd import grad_mode
@@ -202,6 +204,20 @@ def generators_forget_their_result(patch):
 def closing_is_not_passed_on(patch):
     """Does not close what it wraps."""
     patch.source(_contextlib._wrap_generator, "gen.close()", "pass")
+
+
+@mutant("gradmode.decorator.coroutine")
+def coroutines_run_in_the_mode(patch):
+    """Enters the mode within the coroutine: the belief itself."""
+
+    def decorate(original, context, function):
+        async def run(*args, **kwargs):
+            with context():
+                return await function(*args, **kwargs)
+
+        return run if inspect.iscoroutinefunction(function) else original(context, function)
+
+    patch.wrap(_contextlib, "context_decorator", decorate)
 
 
 @mutant("gradmode.decorator.class-deprecated")

@@ -375,6 +375,18 @@ def test_closing_a_decorated_generator_runs_its_end_in_the_mode(case):
         next(generator)
 
 
+@claim("gradmode.decorator.coroutine")
+def test_a_decorated_coroutine_runs_outside_of_the_mode(case):
+    @torch.no_grad()
+    async def double(x):
+        return 2 * x
+
+    waiting = double(case.tensor(3, requires_grad=True))
+    with pytest.raises(StopIteration) as end:
+        waiting.send(None)
+    assert end.value.value.requires_grad
+
+
 @claim("gradmode.decorator.class-deprecated")
 def test_decorating_a_class_warns_and_covers_its_construction(case):
     class Plain:

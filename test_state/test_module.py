@@ -607,6 +607,13 @@ def test_sequentials_add_and_multiply(case):
         first.__add__([a])
 
 
+@claim("module.containers.sequential-with-gaps")
+def test_append_replaces_nothing_where_names_have_gaps(case):
+    first, second, third = layers(3)
+    model = nn.Sequential(OrderedDict([("0", first), ("2", second)]))
+    assert list(model.append(third)) == [first, second, third]
+
+
 @claim("module.containers.sequential-by-itself")
 @pytest.mark.parametrize("how", ["extend", "__iadd__"])
 def test_a_sequential_can_be_extended_by_itself(case, how):
