@@ -119,6 +119,17 @@ def custom_takes_no_arguments(patch):
     patch.wrap(torch.amp, "custom_fwd", lambda original, fwd=None, **o: original(fwd, **{"device_type": "cuda", **o}))
 
 
+@mutant("amp.autocast.weight-cache-is-not-refreshed")
+def every_use_casts_anew(patch):
+    """Keeps no casts: the belief itself."""
+
+    def enter(original, self):
+        self._cache_enabled = False
+        return original(self)
+
+    entering(patch, enter)
+
+
 @mutant("amp.autocast.weight-cache-knows-grad-mode")
 def casts_are_kept_without_their_graph(patch):
     """Hands out the first cast of a weight, made with gradients or without."""

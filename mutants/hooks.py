@@ -347,7 +347,7 @@ def on_tensor_hook(patch, change):
     patch.wrap(torch.Tensor, "register_hook", lambda original, x, hook: original(x, change(hook)))
 
 
-@mutant("hooks.tensor.replaces", "hooks.tensor.order", "hooks.tensor.retained-after-hooks")
+@mutant("hooks.tensor.replaces", "hooks.tensor.order", "hooks.tensor.retained-after-hooks", "hooks.node.of-a-leaf")
 def tensor_hooks_only_look(patch):
     """Drops what a tensor hook returns."""
 

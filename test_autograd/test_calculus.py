@@ -303,6 +303,20 @@ def test_forward_mode_follows_the_chain_rule(case):
     case.close(tangent, 2 * np.cos(2 * array(x)) * array(v), k=3)  # cosine within one eps, one product
 
 
+@claim("autograd.forward.scattered-product")
+@axes(**EAGER)
+def test_the_tangent_of_a_scattered_product_is_that_of_the_product_rule(case):
+    x, s = (case.tensor_of(case.rng.uniform(0.5, 2, 3)) for _ in range(2))
+    u, v, index = case.tensor(3), case.tensor(3), torch.tensor([0, 0, 2], device=case.device)
+    with forward_ad.dual_level():
+        y = torch.scatter_reduce(forward_ad.make_dual(x, u), 0, index, forward_ad.make_dual(s, v), reduce="prod")
+        tangent = forward_ad.unpack_dual(y).tangent
+    (a, _, c), (d, e, f), (da, db, dc), (dd, de, df) = (array(t) for t in (x, s, u, v))
+    terms = [[da * d * e, a * dd * e, a * d * de], [db, 0, 0], [dc * f, c * df, 0]]
+    # each term in three products and a quotient, two sums
+    case.close(tangent, np.sum(terms, 1), k=8, scale=np.sum(np.abs(terms), 1))
+
+
 @claim("autograd.forward.constants-have-no-tangent")
 def test_a_constant_has_no_tangent(case):
     x, v = case.tensor(3), case.tensor(3)

@@ -679,6 +679,17 @@ def test_nodes_have_hooks_of_their_own(case):
     case.same(x.grad, gradient * 32)
 
 
+@claim("hooks.node.of-a-leaf")
+def test_the_node_of_a_leaf_gets_what_the_hooks_of_the_leaf_return(case):
+    x, gradient, seen = case.tensor(3, requires_grad=True), case.tensor(3), []
+    y = x * 2
+    y.grad_fn.next_functions[0][0].register_hook(lambda _, out: seen.append(out[0].clone()))
+    x.register_hook(lambda g: g * 8)
+    y.backward(gradient)
+    case.same(seen[0], gradient * 16)
+    case.same(x.grad, gradient * 16)
+
+
 @claim("hooks.node.multi-grad")
 def test_multi_grad_hooks_wait_for_all(case):
     a, b, c = (case.tensor(3, requires_grad=True) for _ in range(3))

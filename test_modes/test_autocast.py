@@ -264,6 +264,19 @@ def test_a_weight_cast_without_gradients_gets_its_own_all_the_same(case, mode):
     case.close(layer.weight.grad.to(LOW), wanted, k=4, scale=scale)  # 3 terms
 
 
+@claim("amp.autocast.weight-cache-is-not-refreshed")
+@axes(via="eager")
+def test_a_weight_that_changes_within_the_region_keeps_its_cast(case):
+    layer, x = case.module(nn.Linear, 5, 5, bias=False), case.tensor(3, 5).to(LOW)
+    with autocast(case):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.zero_()
+        case.same(layer(x).detach(), before.detach())
+    with autocast(case):
+        assert (layer(x) == 0).all()
+
+
 @claim("amp.autocast.binary-cross-entropy")
 def test_binary_cross_entropy_under_autocast(case):
     p = torch.sigmoid(case.tensor(5)).to(LOW)

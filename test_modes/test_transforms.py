@@ -197,6 +197,18 @@ def test_randomness_of_chunks(case, how):
     assert all(torch.equal(row, drawn[0]) == (how == "same") for row in drawn[1:])
 
 
+@claim("transforms.vmap.promotes-as-the-loop")
+@pytest.mark.parametrize("name", ["add", "mul", "maximum", "where"])
+def test_vmap_promotes_as_the_loop(case, name):
+    x, low = case.tensor(4), case.tensor(3).half()
+
+    def function(x):
+        return torch.where(x > 0, x, low) if name == "where" else getattr(torch, name)(x, low)
+
+    assert function(x[0]).dtype == torch.float16
+    assert func.vmap(function)(x).dtype == torch.float16
+
+
 @claim("transforms.vmap.in-chunks")
 def test_chunks_map_as_the_whole_does(case):
     place = getattr(torch._functorch, "apis", None) or torch._functorch.vmap  # the former since 2.1
