@@ -278,6 +278,16 @@ def to_empty_thaws(patch):
     patch.wrap(Module, "to_empty", to_empty)
 
 
+@mutant("module.cast.ties")
+def casts_make_new_parameters(patch):
+    """Makes a parameter anew in each of its places."""
+    patch.source(
+        Module._apply,
+        "p_should_use_set_data = compute_should_use_set_data(param, param_applied)",
+        "p_should_use_set_data = False",
+    )
+
+
 @mutant("module.freeze.requires-grad")
 def freezes_one_level(patch):
     """Freezes the module's own parameters, not those below."""

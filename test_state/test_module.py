@@ -463,6 +463,18 @@ def test_to_empty_comes_without_values(case):
         assert type(held[name]) is type(x)
 
 
+@claim("module.cast.ties")
+@pytest.mark.parametrize("how", ["cast", "emptied", "moved to meta", "emptied from meta"])
+def test_ties_stay_but_not_by_way_of_meta(case, how):
+    model = nn.Sequential(*(nn.Linear(3, 3, device="meta" if "from meta" in how else case.device) for _ in range(2)))
+    model[1].weight = model[0].weight
+    if "emptied" in how:
+        model.to_empty(device=case.device)
+    else:
+        model.to(torch.float64 if how == "cast" else "meta")
+    assert (model[1].weight is model[0].weight) == (how in ("cast", "emptied"))
+
+
 # -- Gradients -----------------------------------------------------------------------------------------------------
 
 
