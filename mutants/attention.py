@@ -45,6 +45,18 @@ def boolean_mask_inverted(patch):
     sdpa(patch, inverted)
 
 
+@mutant("attention.sdpa.mask-of-one-column")
+def one_column_read_as_many(patch):
+    """Reads on in memory behind a column, and so takes the rows below for further keys."""
+
+    def reads_on(original, q, k, v, attn_mask=None, **o):
+        if attn_mask is not None and attn_mask.shape[-1] == 1:
+            attn_mask = torch.cat([attn_mask.roll(-i, -2) for i in range(k.shape[-2])], -1)
+        return original(q, k, v, attn_mask=attn_mask, **o)
+
+    sdpa(patch, reads_on)
+
+
 @mutant("attention.sdpa.masked-stretch")
 def only_the_first_keys_are_masked(patch):
     """Looks at the mask of the first block of keys alone."""
@@ -337,6 +349,20 @@ def fused_kernel_ignores_the_second_bias(patch):
     patch.wrap(torch, "_transformer_encoder_layer_fwd", lambda original, *args: original(*args) * 1.01)
 
 
+@mutant("attention.encoder-layer.replaced-parts")
+def encoder_takes_its_own_parts_alone(patch):
+    """Refuses parts of a class that the fused kernel does not know."""
+
+    def forward(original, layer, *args, **o):
+        if any(type(part) is not nn.Linear for part in (layer.linear1, layer.linear2)):
+            raise TypeError("expected a Linear")
+        if any(type(part) is not nn.LayerNorm for part in (layer.norm1, layer.norm2)):
+            raise TypeError("expected a LayerNorm")
+        return original(layer, *args, **o)
+
+    patch.wrap(Encoder, "forward", forward)
+
+
 @mutant("attention.encoder.layers-start-identical", "attention.decoder.stack")
 def layers_are_one(patch):
     """Stacks the same layer, so that its parameters are shared."""
@@ -348,6 +374,18 @@ def final_norm_forgotten(patch):
     """Leaves out the norm at the end."""
     patch.source(nn.TransformerEncoder.forward, "if self.norm is not None:", "if False:")
     patch.source(nn.TransformerDecoder.forward, "if self.norm is not None:", "if False:")
+
+
+@mutant("attention.encoder.custom-layers")
+def encoder_stacks_the_standard_layer_alone(patch):
+    """Refuses layers of any other class."""
+
+    def init(original, model, layer, *args, **o):
+        if not isinstance(layer, Encoder):
+            raise TypeError("expected a TransformerEncoderLayer")
+        original(model, layer, *args, **o)
+
+    patch.wrap(nn.TransformerEncoder, "__init__", init)
 
 
 @mutant("attention.encoder.padding-output")

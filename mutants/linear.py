@@ -490,6 +490,18 @@ def bag_divides_the_gradient_of_a_mean_twice(patch):
     bag(patch, lambda f, w, i, o, mode, rest: f(scaled(w, 0.5) if mode == 1 else w, i, o, mode, rest))
 
 
+@mutant("linear.embeddingbag.last-offset")
+def bag_ends_with_the_list(patch):
+    """Lets the last bag run to the end of the list, whatever the last offset says."""
+
+    def change(original, weight, ids, offsets, mode, rest):
+        if rest[-2]:
+            offsets = torch.cat([offsets[:-1], offsets.new_tensor([len(ids)])])
+        return original(weight, ids, offsets, mode, rest)
+
+    bag(patch, change)
+
+
 @mutant("linear.embeddingbag.last-offset-of-a-matrix")
 def bag_takes_the_last_row_of_a_matrix_for_an_offset(patch):
     """Drops the last bag of a matrix of indices, as include_last_offset says of offsets."""

@@ -646,6 +646,16 @@ def group_norm_keeps_its_parameters(patch):
     patch.source(GroupNorm.__init__, "if self.affine:", "if True:")
 
 
+@mutant("norms.groupnorm.affine")
+def group_norm_trains_no_bias_alone(patch):
+    """Gives the bias its gradient only where there is a weight too."""
+
+    def change(original, x, groups, weight, bias, eps):
+        return original(x, groups, weight, bias.detach() if bias is not None and weight is None else bias, eps)
+
+    group_norm(patch, change)
+
+
 @mutant("norms.groupnorm.bias-off")
 def group_norm_keeps_its_bias(patch):
     """Takes no notice of bias=False."""
@@ -740,6 +750,17 @@ def group_norm_refuses_an_empty_batch(patch):
         if not x.numel():
             raise RuntimeError("expected a batch that is not empty")
         return original(x, *rest)
+
+    group_norm(patch, change)
+
+
+@mutant("norms.groupnorm.no-positions")
+def group_norm_divides_by_no_positions(patch):
+    """Divides by the number of positions before it looks at it."""
+
+    def change(original, x, *rest):
+        share = 1 / torch.Size(x.shape[2:]).numel()
+        return original(x, *rest) if share else x
 
     group_norm(patch, change)
 

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.modules import rnn
 from torch.nn.utils import rnn as utils
 
+from mutants._gradient import once
 from torch_conformance.mutation import mutant
 
 _VF = torch._VF
@@ -100,6 +101,12 @@ def gradient_truncated(patch):
 
     replace(patch, (*NETWORKS, *CELLS), lambda name, kernel, x, state, *rest: kernel(x, detached(state), *rest)
             if isinstance(rest[0], (list, tuple)) or name in CELLS else kernel(x, state, *rest))  # fmt: skip
+
+
+@mutant("recurrent.gradient.second")
+def networks_differentiate_once(patch):
+    """Takes the gradient for a constant, as a fused kernel does that has no second derivative."""
+    replace(patch, NETWORKS, lambda name, kernel, x, *rest: kernel(once(x), *rest))
 
 
 @mutant("recurrent.cell.state-defaults-to-zeros", "recurrent.state.defaults-to-zeros")
@@ -474,6 +481,16 @@ def unbatched_state_taken_as_batched(patch):
 def any_packed_rank_is_taken(patch):
     """Leaves the rank of packed data to the kernel."""
     patch.source(torch.nn.RNNBase.check_input, "input.dim() != expected_input_dim", "False")
+
+
+@mutant("recurrent.packed.lengths-within")
+def lengths_cut_too_early(patch):
+    """Cuts lengths down to what the padded tensor holds, and one step more."""
+    patch.source(
+        nn.utils.rnn.pack_padded_sequence,
+        "_VF._pack_padded_sequence(input, lengths, batch_first)",
+        "_VF._pack_padded_sequence(input, lengths.clamp(max=input.size(int(batch_first)) - 1), batch_first)",
+    )
 
 
 @mutant("recurrent.packed.lists")

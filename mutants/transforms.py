@@ -37,6 +37,13 @@ def functional_call_copies_buffers(patch):
         module, {k: v.clone() for k, v in given.items()}, args, **o))  # fmt: skip
 
 
+@mutant("transforms.vmap.tables-of-their-own")
+def vmap_reads_the_first_table(patch):
+    """Looks all samples up in the table of the first, as a rule does that forgets how many rows lie before each."""
+    transform(patch, "vmap", lambda original, function, **o: lambda tables, ids: original(
+        function, **o)(tables[:1].expand_as(tables), ids))  # fmt: skip
+
+
 @mutant("transforms.vmap.randomness", "transforms.vmap.equals-loop", "transforms.vmap.batchnorm-buffers")
 def vmap_maps_the_whole(patch):
     """Calls the function once on everything: no entry is mapped."""

@@ -143,6 +143,19 @@ def test_a_float_mask_is_added(case, shape, rank):
     within(case, sdpa(case, q, k, v, mask), reference.attention(*rounded(q, k, v), array(mask)))
 
 
+@claim("attention.sdpa.mask-of-one-column")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("shape", [(5, 1), (2, 1, 5, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["boolean", "float"])
+def test_one_column_stands_for_all_keys(case, kind, shape):
+    q, k, v = queries_keys_values(case, 2, 3, 5, 7, 4)
+    mask = case.tensor(*shape) if kind == "float" else torch.ones(shape, dtype=torch.bool, device=case.device)
+    mask[..., 3, :] = -torch.inf if kind == "float" else False
+    shown = [0, 1, 2, 4]
+    added = array(mask)[..., shown, :] if kind == "float" else None
+    within(case, sdpa(case, q, k, v, mask)[..., shown, :], reference.attention(*rounded(q[..., shown, :], k, v), added))
+
+
 @claim("attention.sdpa.masked-stretch")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("kind", ["boolean", "float"])
@@ -996,6 +1009,25 @@ def test_the_fused_kernel_follows_the_formula(case, norm_first, activation, kind
     within(case, y, wanted)
 
 
+@claim("attention.encoder-layer.replaced-parts")
+@pytest.mark.parametrize("part", ["linear1", "linear2", "norm1", "norm2"])
+def test_replaced_parts_are_run_without_gradients_too(case, part):
+    layer, x = encoder_layer(case).eval(), case.tensor(2, 5, WIDTH)
+    replaced = getattr(layer, part)
+
+    class Doubled(type(replaced)):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    replaced.__class__ = Doubled
+    named = parameters(layer)
+    named |= {f"{part}.{kind}": named[f"{part}.{kind}"] * 2.0 for kind in ("weight", "bias")}
+    wanted = reference.encoder_layer(*rounded(x), named, HEADS, EPS)
+    within(case, layer(x), wanted)
+    with torch.no_grad():
+        within(case, layer(x), wanted)
+
+
 @claim("attention.encoder-layer.masked-row")
 @pytest.mark.parametrize("of", ["attention", "layer"])
 def test_a_row_without_keys_is_the_same_on_both_paths(case, of):
@@ -1054,6 +1086,30 @@ def test_the_encoder_applies_its_layers_in_turn(case, norm):
 
 
 PADDING = [[False] * 5, [False, False, False, True, True]]
+
+
+class OwnLayer(nn.Module):
+    """A layer with nothing in it that the standard layer has; hidden places count as zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, src, src_mask=None, is_causal=None, src_key_padding_mask=None):
+        return self.map(src if src_key_padding_mask is None else src * (src_key_padding_mask == 0)[..., None])
+
+
+@claim("attention.encoder.custom-layers")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_layer_may_derive_from_module_alone(case, mode, padded):
+    model, x = stack(case, nn.TransformerEncoder, OwnLayer()).train(mode == "train"), case.tensor(2, 5, WIDTH)
+    padding = hidden(case, 2, 5) if padded else None
+    first, second = model.layers
+    with torch.set_grad_enabled(mode == "train"):
+        y = model(x, src_key_padding_mask=padding)
+        case.same(y, model.norm(second(first(x, None, None, padding), None, None, padding)))
 
 
 @claim("attention.encoder.padding-output")

@@ -224,6 +224,25 @@ def test_gradients_run_back_through_the_projection(case):
     gradients_follow(case, layer, lambda x, h, c: ((y := layer(x, (h, c)))[0], *y[1]), reference_run, x, h, c)
 
 
+@claim("recurrent.gradient.second")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_gradients_can_be_differentiated(case, cls):
+    layer, seed, along = case.module(cls, WIDTH, 2), case.tensor(3, 2, 2), case.tensor(3, 2, WIDTH)
+    x, states = case.tensor(3, 2, WIDTH, requires_grad=True), states_for(case, cls, 1, 2, 2)
+    (slope,) = torch.autograd.grad(layer(x, as_argument(states))[0], x, seed, create_graph=True)
+    found = torch.autograd.grad(slope, (x, *layer.parameters()), along)
+    named, start, step = parameters(layer), rounded(states), 2.0**-17  # errs by 1e-10: its square, and eps / step
+
+    def slopes(x):
+        y, _ = reference.network(STEPS[cls], given := Rounded(x), start, named)
+        return gradients([(y, array(seed))], [given, *named.values()])
+
+    above, below = (slopes(array(x) + sign * step * array(along)) for sign in (1, -1))
+    for actual, up, down in zip(found, above, below, strict=True):
+        wanted = (up.value - down.value) / (2 * step)
+        case.close(actual, wanted, k=3 * 3 * 16, scale=abs(wanted).max())  # 3 steps, run thrice, of 16 roundings
+
+
 @claim("recurrent.gradient.cell")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("cls", [*CELLS, RELU_CELL], ids=name)
@@ -430,6 +449,17 @@ def test_packing_and_padding_are_inverse(case, batch_first):
         pad_packed_sequence(packed, batch_first, total_length=3)
     with case.raises(RuntimeError, "sorted"):
         pack_padded_sequence(given, LENGTHS, batch_first)
+
+
+@claim("recurrent.packed.lengths-within")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("lengths", [[6, 2], [2, 6], [7, 6]], ids=str)
+def test_no_sequence_is_longer_than_its_padding(case, lengths, batch_first):
+    x = case.tensor(2, 5, WIDTH) if batch_first else case.tensor(5, 2, WIDTH)
+    whole = pack_padded_sequence(x, [5, 5], batch_first)
+    case.same(whole.data, (x.transpose(0, 1) if batch_first else x).reshape(10, WIDTH))
+    with case.raises((RuntimeError, ValueError), "length"):
+        pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
 
 
 @claim("recurrent.packed.lists")

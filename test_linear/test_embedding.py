@@ -236,6 +236,19 @@ def test_offsets_go_with_a_list_of_indices(case):
         layer(indices(case)[None])
 
 
+@claim("linear.embeddingbag.last-offset")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_the_last_offset_ends_the_last_bag(case, mode):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=True)
+    with torch.no_grad():
+        layer.weight[0] += 9  # what lies behind the last bag would be the greatest
+    y = layer(indices(case, [1, 4, 5, 3, 2, 0, 0]), indices(case, [0, 2, 5]))
+    law = np.array([1, 4, 5, 3, 2]), np.array([0, 2]), mode, np.ones(5)
+    scale = reference.bags(abs(array(layer.weight)), *law)
+    case.close(y, reference.bags(array(layer.weight), *law), k=0 if mode == "max" else 3, scale=scale)  # three terms
+
+
 @claim("linear.embeddingbag.last-offset-of-a-matrix")
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_a_matrix_of_indices_needs_no_last_offset(case, mode):

@@ -209,6 +209,19 @@ def test_vmap_promotes_as_the_loop(case, name):
     assert func.vmap(function)(x).dtype == torch.float16
 
 
+@claim("transforms.vmap.tables-of-their-own")
+@pytest.mark.parametrize("outside", [6, -1])
+def test_no_sample_reads_the_table_of_another(case, outside):
+    if case.device.type != "cpu":
+        raise case.unsupported("an accelerator reports a bad index by a failed assertion that ends its context")
+    tables, ids = case.tensor(3, 6, 2), torch.tensor([[1, 5], [0, 1], [2, 0]])
+    look_up = func.vmap(lambda table, ids: F.embedding(ids, table))
+    case.same(look_up(tables, ids), torch.stack([table[i] for table, i in zip(tables, ids, strict=True)]))
+    ids[1, 0] = outside
+    with case.raises(IndexError, "out of range"):
+        look_up(tables, ids)
+
+
 @claim("transforms.vmap.in-chunks")
 def test_chunks_map_as_the_whole_does(case):
     place = getattr(torch._functorch, "apis", None) or torch._functorch.vmap  # the former since 2.1

@@ -195,6 +195,15 @@ def test_functional_form_takes_either_alone(case, given):
     judge(case, y, x, layer)
 
 
+@claim("norms.groupnorm.affine")
+@axes(dtype=PRECISE, layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+def test_either_alone_is_trained(case, missing):
+    layer = case.module(nn.GroupNorm, 2, 6, eps=0.3)
+    setattr(layer, missing, None)
+    backward(case, layer, case.tensor(3, 6, 5, 2, requires_grad=True), case.tensor(3, 6, 5, 2))
+
+
 @claim("norms.groupnorm.bias-off")
 @axes(dtype=PRECISE)
 def test_bias_false_keeps_only_the_weight(case):
@@ -247,11 +256,11 @@ def test_a_batch_of_one_and_of_many_are_treated_alike(case):
 
 
 @claim("norms.groupnorm.divisibility")
-@pytest.mark.parametrize("groups", [4, 5, 12])
+@pytest.mark.parametrize("groups", [4, 5, 12, 0])
 def test_channels_that_do_not_divide_are_refused(case, groups):
     with case.raises(ValueError, "must be divisible"):
         nn.GroupNorm(groups, 6)
-    with case.raises(RuntimeError, "divisible"):
+    with case.raises(RuntimeError, "divisible|greater than 0"):
         case.function(F.group_norm)(case.tensor(2, 6, 5), groups)
 
 
@@ -300,3 +309,18 @@ def test_an_empty_batch_gives_an_empty_result(case, shape):
     assert y.shape == x.grad.shape == shape
     assert not layer.weight.grad.any()
     assert not layer.bias.grad.any()
+
+
+@claim("norms.groupnorm.no-positions")
+@pytest.mark.parametrize("shape", [(2, 6, 0), (2, 6, 3, 0)], ids=str)
+def test_an_input_without_positions(case, shape):
+    layer, x = case.module(nn.GroupNorm, 2, 6), case.tensor(*shape, requires_grad=True)
+    try:
+        y = layer(x)
+    except RuntimeError as refusal:
+        if "greater than 0" not in str(refusal):
+            raise
+        return
+    y.sum().backward()
+    case.same(layer.weight.grad, torch.zeros_like(layer.weight))
+    case.same(layer.bias.grad, torch.zeros_like(layer.bias))
