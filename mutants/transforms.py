@@ -37,6 +37,12 @@ def functional_call_copies_buffers(patch):
         module, {k: v.clone() for k, v in given.items()}, args, **o))  # fmt: skip
 
 
+@mutant("transforms.vmap.mixed-dtypes")
+def vmap_promotes(patch):
+    """Gives the dtype of the parameters, as a rule does that multiplies by them last."""
+    transform(patch, "vmap", lambda original, function, **o: lambda *args: original(function, **o)(*args).float())
+
+
 @mutant("transforms.vmap.tables-of-their-own")
 def vmap_reads_the_first_table(patch):
     """Looks all samples up in the table of the first, as a rule does that forgets how many rows lie before each."""

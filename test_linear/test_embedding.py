@@ -249,6 +249,23 @@ def test_the_last_offset_ends_the_last_bag(case, mode):
     case.close(y, reference.bags(array(layer.weight), *law), k=0 if mode == "max" else 3, scale=scale)  # three terms
 
 
+@claim("linear.embeddingbag.last-offset")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_what_lies_behind_the_last_bag_gets_no_gradient(case, mode):
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=True)
+    with torch.no_grad():
+        layer.weight[0] += 9
+    g = case.tensor(3, 5)[:2]  # whoever reads a third bag's gradient finds one
+    layer(indices(case, [1, 4, 5, 3, 2, 0, 0]), indices(case, [0, 2, 5])).backward(g)
+    ids, starts = np.array([1, 4, 5, 3, 2]), np.array([0, 2])
+
+    def law(g):
+        return reference.embedding_gradient(reference.bag_shares(g, array(layer.weight), ids, starts, mode), ids, 6)
+
+    case.close(layer.weight.grad, law(array(g)), k=2, scale=law(abs(array(g))))  # a quotient and a product
+
+
 @claim("linear.embeddingbag.last-offset-of-a-matrix")
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_a_matrix_of_indices_needs_no_last_offset(case, mode):

@@ -209,6 +209,35 @@ def test_vmap_promotes_as_the_loop(case, name):
     assert func.vmap(function)(x).dtype == torch.float16
 
 
+NORMS = {
+    "LayerNorm": lambda: nn.LayerNorm(5),
+    "GroupNorm": lambda: nn.GroupNorm(2, 6),
+    "BatchNorm1d": lambda: nn.BatchNorm1d(6, track_running_stats=False),
+    "InstanceNorm1d": lambda: nn.InstanceNorm1d(6, affine=True),
+}
+
+
+@claim("transforms.vmap.mixed-dtypes")
+@axes(dtype="bfloat16")
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_reduced_inputs_keep_the_dtype_under_vmap(case, name):
+    layer, x = case.module(NORMS[name]).float(), case.tensor(3, 4, 6, 5)
+    y, wanted = func.vmap(layer)(x), torch.stack([layer(sample) for sample in x])
+    assert y.dtype == wanted.dtype == case.dtype
+    case.close(y, array(wanted), k=1, scale=abs(array(wanted)).max())  # float32 within, so one rounding each
+
+
+@claim("transforms.vmap.mixed-dtypes")
+@axes(dtype="bfloat16")
+@pytest.mark.parametrize("name", NORMS)
+def test_gradients_of_norms_of_reduced_inputs_under_vmap(case, name):
+    layer, x, g = case.module(NORMS[name]).float(), case.tensor(3, 4, 6, 5), case.tensor(4, 6, 5)
+    slope = func.grad(lambda x: (layer(x) * g).float().sum())
+    found, wanted = func.vmap(slope)(x), torch.stack([slope(sample) for sample in x])
+    assert found.dtype == wanted.dtype == case.dtype
+    case.close(found, array(wanted), k=2, scale=abs(array(wanted)).max())  # two roundings each
+
+
 @claim("transforms.vmap.tables-of-their-own")
 @pytest.mark.parametrize("outside", [6, -1])
 def test_no_sample_reads_the_table_of_another(case, outside):
