@@ -544,6 +544,19 @@ def orthogonal_stretches_by_default(patch):
     patch.wrap(init, "orthogonal_", lambda original, x, gain=2**0.5, **more: original(x, gain, **more))
 
 
+@mutant("init.truncnormal.far-bounds")
+def trunc_normal_inverts_in_the_tensor(patch):
+    """Inverts the distribution function in the tensor's own precision, where a uniform draw may round to one."""
+
+    def fill(original, tensor, mean=0.0, std=1.0, a=-2.0, b=2.0, generator=None):
+        if tensor.dtype not in (torch.bfloat16, torch.float16):
+            return original(tensor, mean, std, a, b, generator=generator)
+        with torch.no_grad():
+            return tensor.uniform_(-1, 1, generator=generator).erfinv_().mul_(std * 2**0.5).add_(mean).clamp_(a, b)
+
+    patch.wrap(nn.init, "trunc_normal_", fill)
+
+
 @mutant("init.truncnormal.warns-of-a-far-mean")
 def far_means_are_taken_in_silence(patch):
     """Looks at one of the bounds alone."""

@@ -372,6 +372,16 @@ def muon_couples_decay(patch):
     patch.source(optional("_muon")._single_tensor_muon, "1 - lr * weight_decay", "1 - weight_decay")
 
 
+@mutant("optim.muon.momentum-kept")
+def muon_normalises_what_it_is_given(patch):
+    """Brings the buffer itself to norm one, of which bfloat16() then makes a copy too late."""
+    patch.source(
+        optional("_muon")._zeropower_via_newtonschulz,
+        "ortho_grad = grad.bfloat16()",
+        "ortho_grad = grad.div_(grad.norm().clamp(min=eps)).bfloat16()",
+    )
+
+
 @mutant("optim.muon.only-matrices")
 def muon_takes_vectors(patch):
     """Does not look at the shape."""
@@ -1181,7 +1191,7 @@ def counts_stay_numbers(patch):
     patch.source(rmsprop.RMSprop.__setstate__, 'not torch.is_tensor(p_state["step"])', "False")
 
 
-@mutant("optim.state.count-and-default-dtype")
+@mutant("optim.state.count-and-default-dtype", "optim.state.count-goes-on")
 def counts_in_the_default_dtype(patch):
     """Counts in whatever the default dtype is, so that in bfloat16 the count stands still at 256."""
     for name in ("adam", "adadelta", "rmsprop", "rprop"):

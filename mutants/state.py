@@ -419,6 +419,12 @@ def loads_contiguous(patch):
     on_load(patch, lambda x: x if x.requires_grad else x.contiguous())
 
 
+@mutant("state.file.coalesced")
+def sparse_tensors_come_back_uncoalesced(patch):
+    """Forgets that indices are sorted and unique."""
+    on_load(patch, lambda x: x._coalesced_(False) if x.is_sparse else x)
+
+
 @mutant("state.file.model-round-trip")
 def saves_half(patch):
     """Saves in bfloat16, to spare space."""
@@ -449,6 +455,14 @@ def looks_at_the_extension(patch):
         return original(what, f, *args, **kwargs)
 
     patch.wrap(torch, "save", save)
+
+
+@mutant("state.file.path-like")
+def paths_are_called_by_their_text(patch):
+    """Takes the text of a path for its name."""
+    patch.wrap(
+        torch, "save", lambda original, what, f, **kw: original(what, str(f) if hasattr(f, "__fspath__") else f, **kw)
+    )
 
 
 @mutant("state.file.leaves")
@@ -577,6 +591,13 @@ def optimizer_state_not_restored(patch):
         return original(optimizer, {**state_dict, "state": {}})
 
     patch.wrap(torch.optim.Optimizer, "load_state_dict", load)
+
+
+@mutant("state.file.weights-only-values")
+def weights_only_knows_no_fractions(patch):
+    """Has no entry for the record of a float, as the first weights-only reader had none."""
+    unpickler = torch._weights_only_unpickler
+    patch.set(unpickler, "BINFLOAT", unpickler.LONG4 if hasattr(unpickler, "LONG4") else (256,))
 
 
 @mutant("state.file.packages")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from specs.reference import init as reference
-from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -178,6 +178,14 @@ def test_truncated_normal_far_out_in_the_tail(case):
     x = init.trunc_normal_(case.tensor(997), 0.0, 1.0, 6.5, 9.0)
     assert len(np.unique(array(x))) > 500  # 997 draws of a float32 near 7: a dozen coincide
     assert np.median(array(x)) < 7.5  # half of it lies below 6.61
+
+
+@claim("init.truncnormal.far-bounds")
+@axes(dtype=REDUCED)
+def test_far_bounds_attract_no_draws(case):
+    x = init.trunc_normal_(case.tensor(39_989), 0.5, 0.02, -3.0, 4.0)
+    far = int(((x - 0.5).abs() > 0.25).sum())  # twelve deviations: once in 1e33 draws
+    assert far == 0, f"{far} of {x.numel()} draws lie more than twelve deviations from the mean, up to {x.max()}"
 
 
 @claim("init.truncnormal.bounds-absolute")

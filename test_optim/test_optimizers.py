@@ -401,6 +401,20 @@ def test_muon(case, options):
             )
 
 
+@claim("optim.muon.momentum-kept")
+@axes(dtype=("bfloat16", "float32"))
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_keeps_its_momentum_as_it_was(case, nesterov):
+    """A matrix in bfloat16 is a copy of the buffer only where one is made."""
+    (p,) = parameters_of(case, [(3, 5)])
+    optimizer = build(case, "Muon", [p], "fixed", lr=0.3, momentum=0.75, nesterov=nesterov)
+    give_gradients(case, [p])
+    optimizer.step()
+    case.close(
+        optimizer.state[p]["momentum_buffer"], 0.25 * array(p.grad), k=1
+    )  # the product is exact, or one rounding
+
+
 @claim("optim.muon.only-matrices")
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4), ()])
 def test_muon_takes_matrices_only(case, shape):

@@ -105,6 +105,24 @@ def test_counts_do_not_follow_a_reduced_default_dtype(case, name):
             assert found <= {wanted}, f"{path} counts in {found} under {default}, not in {wanted}"
 
 
+@claim("optim.state.count-goes-on")
+@pytest.mark.parametrize("name", [name for name in ALL if name != "SGD"])
+def test_counts_go_on_under_a_reduced_default_dtype(case, name):
+    """The next number of bfloat16 after 256 is 258."""
+    for path in paths_of(name):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            (p,) = parameters_of(case, [(3,)])
+            optimizer = build(case, name, [p], path, **USUAL[name])
+            give_gradients(case, [p])
+            optimizer.step()
+            optimizer.state[p]["step"] = 255 + optimizer.state[p]["step"]
+            optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert (count := float(optimizer.state[p]["step"])) == 257, f"{path} counts {count} after 256"
+
+
 @claim("optim.state.pickled")
 @names
 def test_an_optimizer_is_pickled_with_its_parameters(case, name):

@@ -65,6 +65,16 @@ def test_whole_numbers_and_odd_shapes_come_back(case, dtype, shape):
     case.same(through_a_file(x), x)
 
 
+@claim("state.file.coalesced")
+@pytest.mark.parametrize("coalesced", [True, False])
+def test_a_sparse_tensor_comes_back_as_coalesced_as_it_was(case, coalesced):
+    x = torch.sparse_coo_tensor([[0, 1, 1], [2, 0, 0]], case.tensor(3), (2, 3))
+    x = x.coalesce() if coalesced else x
+    y = through_a_file(x)
+    assert y.is_coalesced() is coalesced
+    case.same(y._values(), x._values())
+
+
 @claim("state.file.model-round-trip")
 @axes(dtype=FLOATING)
 def test_a_model_comes_back_bit_by_bit(case):
@@ -97,6 +107,29 @@ def test_the_name_of_a_file_is_free(case, tmp_path, name):
     torch.save(x, path)
     with path.open("rb") as file:
         case.same(torch.load(file), x)
+
+
+class Named:
+    """A path of another class than pathlib's, which reads otherwise than it is called."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+    def __str__(self):
+        return f"{self.path} by name"
+
+
+@claim("state.file.path-like")
+def test_any_path_like_object_names_a_file(case, tmp_path):
+    x, path = case.tensor(3), tmp_path / "x.pt"
+    torch.save(x, path)
+    case.same(torch.load(Named(path)), x)
+    torch.save(x + 1, Named(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+    case.same(torch.load(path), x + 1)
 
 
 @claim("state.file.leaves")
@@ -148,10 +181,11 @@ def test_the_legacy_format_loads_the_same(case):
 
 
 @claim("state.file.memory-mapped")
-def test_files_may_be_mapped(case, tmp_path):
+@pytest.mark.parametrize("name", [str, Path])
+def test_files_may_be_mapped(case, tmp_path, name):
     x, path = case.tensor(33, 5), tmp_path / "x.pt"
     torch.save({"x": x}, path)
-    case.same(torch.load(str(path), mmap=True)["x"], x)
+    case.same(torch.load(name(path), mmap=True)["x"], x)
     with case.raises((ValueError, RuntimeError), "mmap"):
         torch.load(saved(x), mmap=True)
 
@@ -271,6 +305,22 @@ def test_weights_only_refuses_code(case):
         with case.raises(pickle.UnpicklingError, "weights.only|Unsupported"):
             through_a_file(what, weights_only=True)
     assert Bomb.runs == runs
+
+
+@claim("state.file.weights-only-values")
+@pytest.mark.parametrize("kind", ["float", "int", "complex", "bytes", "str", "bool"])
+def test_weights_only_loads_python_values(case, kind):
+    number, place = float(case.rng.standard_normal()), int(case.rng.integers(40))
+    value = {
+        "float": number,
+        "int": [-(2**place), 2 ** (place + 40), -(3 ** (place + 400))],
+        "complex": complex(number, place),
+        "bytes": bytes(range(place + 200)),
+        "str": "é" * (place + 250),
+        "bool": (True, False, None),
+    }[kind]
+    found = through_a_file({"value": value}, weights_only=True)["value"]
+    assert (type(found), found) == (type(value), value)
 
 
 @claim("state.file.conjugates-as-weights")
