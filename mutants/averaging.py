@@ -123,6 +123,12 @@ def update_bn_forgets_momentum(patch):
     patch.source(u.update_bn, "bn_module.momentum = momenta[bn_module]", "pass")
 
 
+@mutant("averaging.update-bn.without-statistics")
+def update_bn_wants_statistics(patch):
+    """Forgets statistics that are not there."""
+    patch.source(u.update_bn, "module.reset_running_stats()", "module.running_mean.zero_()")
+
+
 @mutant("averaging.update-bn.no-graph")
 def update_bn_with_a_graph(patch):
     """Runs the model with gradients."""

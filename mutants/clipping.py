@@ -207,3 +207,13 @@ def scaling_of_many_tensors_only(patch):
 def norm_of_many_tensors_only(patch):
     """Iterates over a tensor as over a list of its rows when taking the norm: of each element alone the same."""
     patch.source(clip_grad._get_total_norm, "tensors = [tensors]", "tensors = [tensors[1:]]")
+
+
+@mutant("clipping.value.nothing-to-clip")
+def value_wants_a_gradient(patch):
+    """Looks at the first gradient, whether there is one or not."""
+    patch.source(
+        clip_grad.clip_grad_value_,
+        "clip_value = float(clip_value)",
+        "clip_value = float(clip_value)\n    grads = [p.grad for p in parameters if p.grad is not None]\n    grads[0]",
+    )

@@ -1264,6 +1264,12 @@ def a_learning_rate_of_zero_is_refused(patch):
     patch.source(rprop.Rprop.__init__, "0.0 <= lr", "0.0 < lr")
 
 
+@mutant("optim.options.long-tensor-betas")
+def betas_are_taken_with_their_shape(patch):
+    """Keeps a tensor's shape, which the kernels take for no number."""
+    patch.set(adam, "_to_scalar", lambda beta: beta)
+
+
 @mutant("optim.options.tensor-betas")
 def one_beta_may_be_a_tensor(patch):
     """Takes a tensor and a float together."""

@@ -325,6 +325,18 @@ def sequence_goes_on_counting(patch):
     patch.source(s.SequentialLR.step, "scheduler._update_lr(0)", "scheduler.step()")
 
 
+@mutant("schedulers.several.sequential-tensor-lr")
+def sequence_starts_from_a_shared_tensor(patch):
+    """Keeps the optimiser's own tensor for the first rate, so that the first rate follows the rate."""
+
+    def init(original, self, optimizer, *args, **kwargs):
+        original(self, optimizer, *args, **kwargs)
+        for scheduler in self._schedulers:
+            scheduler.base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    patch.wrap(s.SequentialLR, "__init__", init)
+
+
 @mutant("schedulers.several.three-in-sequence")
 def sequence_an_epoch_late(patch):
     """Changes an epoch after the milestone."""

@@ -196,6 +196,15 @@ def test_elements_are_clamped_in_place(case, foreach):
     assert all(p.grad is tensor for p, tensor in zip(parameters, tensors, strict=True))
 
 
+@claim("clipping.value.nothing-to-clip")
+@foreach
+@pytest.mark.parametrize("count", [0, 2])
+def test_without_gradients_no_value_is_clamped(case, foreach, count):
+    parameters = parameters_of(case, [(3,)] * count)
+    with case.unchanged(**{f"p{i}": p for i, p in enumerate(parameters)}):
+        clip(case, clip_grad_value_, parameters, 0.5, foreach=foreach)
+
+
 @claim("clipping.vector.round-trip")
 @axes(dtype=FLOATING)
 def test_parameters_become_one_vector_and_back(case):

@@ -273,6 +273,28 @@ def test_betas_may_be_tensors(case, name):
     build(case, name, parameters, "foreach", betas=betas, capturable=True)
 
 
+@claim("optim.options.long-tensor-betas")
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_betas_may_be_vectors_of_one(case, name):
+    parameters = parameters_of(case)
+    options = {**USUAL[name], "betas": (torch.tensor([0.5]), torch.tensor([0.75]))}
+    optimizer = build(case, name, parameters, **options)
+    for _ in range(2):
+        give_gradients(case, parameters)
+        follows(case, optimizer, parameters, law_of(case, name), options | {"betas": (0.5, 0.75)})
+
+
+@claim("optim.options.whole-betas")
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_beta_may_be_a_whole_number(case, name):
+    parameters = parameters_of(case)
+    options = {**USUAL[name], "betas": (0, 0.75)}
+    optimizer = build(case, name, parameters, **options)
+    for _ in range(2):
+        give_gradients(case, parameters)
+        follows(case, optimizer, parameters, law_of(case, name), options)
+
+
 @claim("optim.options.tensor-lr-foreach")
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_foreach_wants_capturable_for_a_tensor_lr(case, name):

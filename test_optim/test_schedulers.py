@@ -593,6 +593,45 @@ def test_schedules_in_sequence_start_at_their_milestones(case, name, options):
     hold_along(case, found, wanted, options)
 
 
+@claim("schedulers.several.sequential-tensor-lr")
+def test_a_tensor_rate_follows_a_sequence(case):
+    optimizer, found = optimizer_of(case, [torch.tensor(lr, dtype=torch.float64) for lr in RATES]), []
+    parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    scheduler = lr_scheduler.SequentialLR(optimizer, parts, milestones=[4])
+    for _ in range(9):
+        found.append(rates_of(optimizer))
+        advance(optimizer, scheduler)
+    wanted = [[reference.constant(t, b, **TENTH) if t < 4 else b * 0.9 ** (t - 4) for b in RATES] for t in range(9)]
+    hold_along(case, found, wanted, {})
+
+
+@claim("schedulers.several.nested")
+def test_a_sequence_may_be_part_of_a_sequence(case):
+    optimizer, found = optimizer_of(case), []
+    parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    scheduler = lr_scheduler.SequentialLR(optimizer, [lr_scheduler.SequentialLR(optimizer, parts, [3])], [])
+    for _ in range(7):
+        found.append(rates_of(optimizer))
+        advance(optimizer, scheduler)
+    wanted = [[reference.constant(t, b, **TENTH) if t < 3 else b * 0.9 ** (t - 3) for b in RATES] for t in range(7)]
+    hold_along(case, found, wanted, {})
+
+
+@claim("schedulers.several.nested")
+def test_a_chain_may_be_part_of_a_sequence(case):
+    optimizer, found = optimizer_of(case), []
+    chain = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    parts = [lr_scheduler.ConstantLR(optimizer, 0.5, 9), lr_scheduler.ChainedScheduler(chain)]
+    scheduler = lr_scheduler.SequentialLR(optimizer, parts, [2])
+    for _ in range(9):
+        found.append(rates_of(optimizer))
+        advance(optimizer, scheduler)
+    wanted = [
+        [b / 2 if t < 2 else reference.constant(t - 2, b, **TENTH) * 0.9 ** (t - 2) for b in RATES] for t in range(9)
+    ]
+    hold_along(case, found, wanted, {})
+
+
 @claim("schedulers.several.sequence-resumed")
 @pytest.mark.parametrize("epoch", [2, 6])
 def test_a_sequence_goes_on_from_last_epoch(case, epoch):
