@@ -270,7 +270,7 @@ def load_forgets_a_count_in_use(patch):
     )
 
 
-@mutant("amp.scaler.update")
+@mutant("amp.scaler.update", "amp.scaler.new-scale-of-one-element")
 def new_scale_of_a_tensor_is_added(patch):
     """Adds a new scale to the old one."""
     patch.source(torch.amp.GradScaler.update, "self._scale.copy_(new_scale)", "self._scale.add_(new_scale)")

@@ -1416,3 +1416,21 @@ def wolfe_goes_halfway(patch):
 def wolfe_stays_beside_the_end(patch):
     """Goes on where a step comes twice beside an end of the bracket."""
     patch.source(lbfgs._strong_wolfe, "insuf_progress = True", "insuf_progress = False")
+
+
+@mutant("optim.lbfgs.complex")
+def lbfgs_turns_complex_gradients_round(patch):
+    """Takes a complex gradient for its conjugate."""
+    patch.source(
+        lbfgs.LBFGS._gather_flat_grad, "torch.view_as_real(view)", "torch.view_as_real(view.conj().resolve_conj())"
+    )
+
+
+@mutant("optim.sparse.sparse-adam-no-rows")
+def sparse_adam_wants_a_row(patch):
+    """Looks at the first stored row, whether there is one or not."""
+    patch.source(
+        torch.optim._functional.sparse_adam,
+        "grad = grad.coalesce()",
+        "grad = grad.coalesce() if grad._values()[0] is not None else grad",
+    )

@@ -118,6 +118,12 @@ def starts_at_random(patch):
     patch.source(Spectral.__init__, "self._power_method(weight_mat, 15)", "pass")
 
 
+@mutant("parametrizations.spectral-norm.complex")
+def iterates_by_the_transpose(patch):
+    """Iterates by the transpose, where a complex matrix wants its adjoint."""
+    patch.source(Spectral._power_method, "weight_mat.H", "weight_mat.mT")
+
+
 @mutant("parametrizations.spectral-norm.vectors")
 def vectors_without_eps(patch):
     """Divides a vector by its length whatever eps says."""

@@ -508,3 +508,9 @@ def no_epochs_are_epochs(patch):
 def annealing_asked_in_silence(patch):
     """Answers for the annealing to swa_lr without a word."""
     patch.source(torch.optim.swa_utils.SWALR.get_lr, "if not self._get_lr_called_within_step:", "if False:")
+
+
+@mutant("schedulers.state.copied")
+def copies_begin_again(patch):
+    """Copies a scheduler without its count of epochs."""
+    patch.set(s.LRScheduler, "__getstate__", lambda self: vars(self) | {"last_epoch": 0})

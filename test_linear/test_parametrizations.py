@@ -250,6 +250,17 @@ def test_a_negative_dimension_counts_from_the_end(case):
     case.close(layer.eval().weight, array(weight) / 3, k=sums(matrix_of(weight, 2)) + 2)  # as above
 
 
+@claim("parametrizations.spectral-norm.complex")
+def test_a_complex_weight_is_divided_by_its_norm(case):
+    """Turning each row by a phase of its own leaves the singular values."""
+    layer, angles = nn.Linear(3, 4).to(case.device), case.tensor(4, 1)
+    weight = of_spectrum(case, 4, 3, dim=0) * torch.polar(torch.ones_like(angles), angles)
+    layer.weight = nn.Parameter(weight.clone())
+    parametrizations.spectral_norm(layer)
+    # complex sums have twice the terms; then weight's own and the phases' roundings, and the quotient
+    case.close(layer.eval().weight, array(weight) / 3, k=2 * sums(array(weight)) + 5)
+
+
 @claim("parametrizations.spectral-norm.vectors")
 @pytest.mark.parametrize("eps", [None, 7.0])
 def test_a_vector_is_divided_by_its_length(case, eps):

@@ -480,6 +480,15 @@ def test_nonfinite_gradients_skip_the_step(case, bad, place):
     assert scaler.get_scale() == 2.0
 
 
+@claim("amp.scaler.new-scale-of-one-element")
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+def test_a_new_scale_has_one_element(case, shape):
+    scaler = scaler_for(case)
+    scaler.scale(case.tensor(3))
+    scaler.update(torch.full(shape, 3.0, device=case.device))
+    assert scaler.get_scale() == 3.0
+
+
 @claim("amp.scaler.update")
 def test_the_scale_grows_after_good_steps_in_a_row(case):
     p = parameter(case)

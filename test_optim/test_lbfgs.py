@@ -286,3 +286,23 @@ DEFAULTS = {
     "lr": 1, "max_iter": 20, "max_eval": 25, "tolerance_grad": 1e-7, "tolerance_change": 1e-9, "history_size": 100,
     "line_search_fn": None,
 }  # fmt: skip
+
+
+@claim("optim.lbfgs.complex")
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_complex_parameters_move_as_their_parts(case, search):
+    start, weights = case.tensor(3, 2, dtype=torch.float64), case.tensor_of([1.0, 2.0], dtype=torch.float64)
+    real, complex_ = start.clone().requires_grad_(), torch.view_as_complex(start.clone()).requires_grad_()
+    for p in (real, complex_):
+        optimizer = torch.optim.LBFGS([p], lr=0.5, max_iter=5, line_search_fn=search)
+
+        def closure(p=p, optimizer=optimizer):
+            optimizer.zero_grad()
+            parts = torch.view_as_real(p) if p.is_complex() else p
+            loss = (weights * (parts - 1) ** 2).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    case.same(torch.view_as_real(complex_.detach()), real.detach())
+    assert (real.detach() - 1).abs().sum() < (start - 1).abs().sum()

@@ -317,6 +317,15 @@ def test_sparse_adam_refuses_bad_options(case):
         build(case, "SparseAdam", [p.detach().to_sparse().requires_grad_()], "fixed")
 
 
+@claim("optim.sparse.sparse-adam-no-rows")
+def test_a_gradient_without_rows_changes_nothing(case):
+    (p,) = parameters_of(case, [(5, 3)])
+    old, nowhere = p.detach().clone(), torch.empty(1, 0, dtype=torch.int64, device=case.device)
+    p.grad = torch.sparse_coo_tensor(nowhere, case.tensor(0, 3), (5, 3))
+    build(case, "SparseAdam", [p], "fixed", lr=0.03).step()
+    case.same(p.detach(), old)
+
+
 @claim("optim.sparse.sparse-adam-refuses-dense")
 def test_sparse_adam_refuses_dense_gradients(case):
     (p,) = parameters = parameters_of(case, [(5, 3)])

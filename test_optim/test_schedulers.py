@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -269,6 +270,21 @@ def test_a_loaded_scheduler_goes_on_as_the_saved_one(case, name, options):
         assert new.get_last_lr() == old.get_last_lr()
         advance(first, old)
         advance(second, new)
+
+
+@claim("schedulers.state.copied")
+@schedules
+def test_a_copied_scheduler_goes_on_as_the_first(case, name, options):
+    optimizer = optimizer_of(case)
+    scheduler = schedule(case, name, optimizer, options)
+    for _ in range(2):
+        advance(optimizer, scheduler)
+    copies = [copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))]
+    for each in (scheduler, *copies):
+        for _ in range(3):
+            advance(each.optimizer, each)
+    assert [rates_of(each.optimizer) for each in copies] == [rates_of(optimizer)] * 2
+    assert all(each.optimizer is not optimizer for each in copies)
 
 
 @claim("schedulers.state.without-optimizer")
