@@ -419,9 +419,7 @@ def test_muon_keeps_its_momentum_as_it_was(case, nesterov):
     optimizer = build(case, "Muon", [p], "fixed", lr=0.3, momentum=0.75, nesterov=nesterov)
     give_gradients(case, [p])
     optimizer.step()
-    case.close(
-        optimizer.state[p]["momentum_buffer"], 0.25 * array(p.grad), k=1
-    )  # the product is exact, or one rounding
+    case.close(optimizer.state[p]["momentum_buffer"], 0.25 * array(p.grad), k=1)  # one rounding
 
 
 @claim("optim.muon.only-matrices")
