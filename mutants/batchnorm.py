@@ -696,6 +696,30 @@ def fusion_forgets_eps(patch):
         patch.source(function, "bn_rv + bn_eps", "bn_rv")
 
 
+@mutant("batchnorm.network.fusion-keeps-dtype-and-flag")
+def fusion_computes_in_the_norm_s_dtype(patch):
+    """Leaves the weight in the dtype that the running statistics promote it to."""
+    from torch.nn.utils import fusion
+
+    patch.source(fusion.fuse_conv_bn_weights, "dtype=conv_weight_dtype", "dtype=bn_rv.dtype")
+
+
+@mutant("batchnorm.network.fusion-keeps-dtype-and-flag")
+def fusion_trains_again(patch):
+    """Makes parameters as they are made by default."""
+    from torch.nn.utils import fusion
+
+    patch.source(fusion.fuse_conv_bn_weights, "fused_conv_w, conv_w.requires_grad", "fused_conv_w")
+
+
+@mutant("batchnorm.network.fuses-without-affine")
+def fusion_takes_no_weight_for_zeros(patch):
+    """Fills in zeros for a weight that is not there."""
+    from torch.nn.utils import fusion
+
+    patch.source(fusion.fuse_conv_bn_weights, "bn_w = torch.ones_like", "bn_w = torch.zeros_like")
+
+
 @mutant("batchnorm.network.update-bn")
 def update_bn_keeps_momentum_none(patch):
     """Forgets to put the momentum back."""

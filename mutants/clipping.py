@@ -125,6 +125,18 @@ def value_foreach_clamps_at_zero(patch):
     )
 
 
+@mutant("clipping.value.not-recorded")
+def value_recorded(patch):
+    """Records the clamping."""
+    patch.source(clip_grad.clip_grad_value_, "clip_value = float(clip_value)", "torch.set_grad_enabled(True)")
+
+
+@mutant("clipping.norm.sparse")
+def norm_passes_sparse_gradients_over(patch):
+    """Takes dense gradients alone, and says nothing of the others."""
+    patch.source(clip_grad.clip_grad_norm_, "if p.grad is not None", "if p.grad is not None and not p.grad.is_sparse")
+
+
 @mutant("clipping.value.in-place")
 def value_out_of_place(patch):
     """Puts clamped copies in the gradients' place."""

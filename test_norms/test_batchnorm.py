@@ -977,8 +977,7 @@ def test_vmap_needs_buffers_taken_away(case):
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_folds_into_the_one_before(case, kind, bias):
-    utils = torch.nn.utils.fusion
-    fuse = getattr(utils, f"fuse_{kind}_bn_eval")
+    fuse = fuser(kind)
     first = case.module(nn.Linear, 4, 5, bias=bias) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3, bias=bias)
     layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(6, 4, *[7] * (kind == "conv"))
     with case.raises(AssertionError, ""):
@@ -987,9 +986,34 @@ def test_layer_folds_into_the_one_before(case, kind, bias):
     law = layer(h)
     arguments = (array(layer.running_var), *affine(layer), EPS)
     scale = reference.forward_scale(array(size), abs(array(layer.running_mean)), *arguments)
-    case.close(
-        fused(x), array(law), k=28, scale=scale
-    )  # two passes of at most 13 terms each, and seven roundings twice
+    # two passes of at most 13 terms each, and seven roundings twice
+    case.close(fused(x), array(law), k=28, scale=scale)
+
+
+@claim("batchnorm.network.fusion-keeps-dtype-and-flag")
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_fused_layer_is_as_the_one_before(case, kind, trains):
+    first = case.module(nn.Linear, 4, 5) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3)
+    layer = case.module(nn.BatchNorm1d, 5, eps=EPS).eval()
+    fused = fuser(kind)(first.bfloat16().eval().requires_grad_(trains), layer)
+    assert fused.weight.requires_grad == trains
+    assert {p.dtype for p in fused.parameters()} == {torch.bfloat16}
+
+
+@claim("batchnorm.network.fuses-without-affine")
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_layer_without_affine_folds_into_the_one_before(case, kind):
+    first = case.module(nn.Linear, 4, 5) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3)
+    plain, ones = (case.module(nn.BatchNorm1d, 5, eps=EPS, affine=affine).eval() for affine in (False, True))
+    ones.load_state_dict(plain.state_dict() | {"weight": torch.ones(5), "bias": torch.zeros(5)})
+    fused, wanted = (fuser(kind)(first.eval(), layer) for layer in (plain, ones))
+    case.same(fused.weight.detach(), wanted.weight.detach())
+    case.same(fused.bias.detach(), wanted.bias.detach())
+
+
+def fuser(kind):
+    return getattr(torch.nn.utils.fusion, f"fuse_{kind}_bn_eval")
 
 
 def magnitudes(layer):

@@ -196,6 +196,17 @@ def test_elements_are_clamped_in_place(case, foreach):
     assert all(p.grad is tensor for p, tensor in zip(parameters, tensors, strict=True))
 
 
+@claim("clipping.value.not-recorded")
+@foreach
+def test_clamping_is_not_recorded(case, foreach):
+    (p,), w = parameters_of(case, [(7,)]), case.tensor(7, requires_grad=True)
+    p.grad = recorded = w * 4
+    node = recorded.grad_fn
+    clip(case, clip_grad_value_, [p], 0.1, foreach=foreach)
+    case.same(p.grad.detach(), (w.detach() * 4).clamp(-0.1, 0.1))
+    assert p.grad.grad_fn is node
+
+
 @claim("clipping.value.nothing-to-clip")
 @foreach
 @pytest.mark.parametrize("count", [0, 2])
@@ -249,6 +260,20 @@ def test_an_empty_generator_warns(case):
         warnings.simplefilter("error")
         clip_grad_norm_([], 1.0)
         clip_grad_norm_((p for p in parameters_of(case, [(2,)])), 1.0)
+
+
+@claim("clipping.norm.sparse")
+def test_sparse_gradients_are_scaled_or_refused(case):
+    layer, bound = case.module(nn.Embedding, 4, 3, sparse=True), 0.5
+    layer(torch.tensor([1, 1, 3], device=case.device)).sum().backward()
+    gradient = np.array([0, 2, 0, 1])[:, None] * np.ones(3)
+    try:
+        norm = clip_grad_norm_(layer.parameters(), bound)
+    except NotImplementedError:
+        return
+    case.close(norm, reference.total_norm([gradient], 2.0), k=8)  # a sum of six squares and its root
+    law = gradient * reference.coefficient(reference.total_norm([gradient], 2.0), bound)
+    case.close(layer.weight.grad.to_dense(), law, k=12)
 
 
 @claim("clipping.norm.no-elements")
