@@ -289,6 +289,9 @@ def test_sync_batch_norm_with_one_rank_is_batch_norm(case, group):
     case.close(synchronised.running_mean, 0.9 * before + 0.1 * wanted.mean(0), k=12, scale=size)  # 6 terms, 4 more
 
 
+KEPT = []  # groups, to the end of the process: the destructor of one waits for threads that may wait for Python's lock
+
+
 @pytest.fixture
 def group():
     """A process group of one."""
@@ -296,6 +299,7 @@ def group():
         pytest.skip("needs torch.distributed with gloo")
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        KEPT.append(dist.distributed_c10d._get_default_group())
         yield
         dist.destroy_process_group()
 
