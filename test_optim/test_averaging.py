@@ -228,7 +228,7 @@ def test_statistics_are_taken_without_a_graph(case):
 @claim("averaging.update-bn.without-statistics")
 def test_layers_without_running_statistics_are_passed_over(case):
     first, second = nn.BatchNorm1d(5, track_running_stats=False), nn.BatchNorm1d(5)
-    swa_utils.update_bn([case.tensor(4, 5)], nn.Sequential(first, second))
+    swa_utils.update_bn([case.tensor(4, 5)], nn.Sequential(first, second).to(case.device))
     assert first.running_mean is None
     assert int(second.num_batches_tracked) == 1
 
