@@ -70,11 +70,11 @@ class Side:
             raise WorkerFailed(f"{self.label}: {reply['error']}")
         return reply
 
-    def roam(self, cpus: Sequence[int]) -> None:
-        """Lets all threads of the worker use these CPUs, from outside: it may still be importing torch."""
-        if cpus:
-            with contextlib.suppress(OSError):  # it has died, as the next request will tell
-                for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+    def keep_to(self, cpus: Sequence[int]) -> None:
+        """Moves every thread of the worker, for torch starts its own; from outside, for it may still be importing."""
+        with contextlib.suppress(FileNotFoundError):  # it has died, as the next request will tell
+            for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+                with contextlib.suppress(ProcessLookupError):  # the thread has ended
                     os.sched_setaffinity(int(thread), cpus)
 
     def close(self) -> None:
@@ -130,8 +130,8 @@ class Launch:
 
     def spread(self, cpus: Sequence[int]) -> None:
         """Lets both sides use all of the CPUs, for what is left of importing torch."""
-        for side in self.sides:
-            side.roam(cpus)
+        for side in self.sides if cpus else ():
+            side.keep_to(cpus)
 
     def settle(self, cpus: Sequence[int]) -> int | None:
         """Moves both sides to the CPU, of a few tried, of which most can be had; returns it."""
@@ -140,11 +140,11 @@ class Launch:
         tried = self.shuffle.sample(list(cpus), min(4, len(cpus)))
         shares = {}
         for cpu in tried:
-            self.sides[0].ask("bind", cpu=cpu)
+            self.sides[0].keep_to([cpu])
             shares[cpu] = round(self.sides[0].ask("probe", seconds=0.015)["share"], 1)
         best = max(tried, key=lambda cpu: shares[cpu])
         for side in self.sides:
-            side.ask("bind", cpu=best)
+            side.keep_to([best])
         return best
 
     def draw(self, name: str, found: Measured, slowdown: float = 0.0) -> None:

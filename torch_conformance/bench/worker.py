@@ -3,7 +3,6 @@
 Started by path, in any interpreter that has torch: ``python worker.py [--device cpu] [--threads 1]``. It
 speaks JSON lines: first a line about itself, then one reply to each request read from standard input.
 
-    {"do": "bind", "cpu": 0}                 keep to that CPU                                   -> {"bound": true}
     {"do": "probe", "seconds": 0.01}         spin, and say what share of a CPU was had          -> {"share": 0.98}
     {"do": "build", "kernel": NAME}          build a kernel at a random address                 -> {"built": true}
     {"do": "rough"}                          time one call roughly                              -> {"ns": 5210.0}
@@ -102,12 +101,6 @@ class Worker:
             return {"unsupported": str(missing)}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-
-    def do_bind(self, cpu: int) -> dict[str, Any]:
-        """Every thread of the process is moved, for torch started its own at import."""
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), {cpu})
-        return {"bound": True}
 
     def do_probe(self, seconds: float) -> dict[str, Any]:
         start, cpu = time.perf_counter(), time.process_time()
