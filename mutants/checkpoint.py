@@ -1,7 +1,6 @@
 """The ways in which checkpointing goes wrong."""
 
 import torch
-from torch.autograd.function import FunctionCtx
 from torch.utils import checkpoint as module
 
 from torch_conformance.mutation import mutant
@@ -36,18 +35,6 @@ def recomputation_clears_grad(patch):
 def nothing_is_checkpointed(patch):
     """Calls the function and keeps everything."""
     patch.wrap(Reentrant, "apply", lambda o, f, preserve, *a: f(*a))
-
-
-@mutant("checkpoint.memory.nothing-stays")
-def saved_tensors_are_kept(patch):
-    """Keeps what custom functions saved for the next recomputation."""
-    original, kept = FunctionCtx.save_for_backward, []
-
-    def save(self, *tensors):
-        kept.append(tensors)
-        original(self, *tensors)
-
-    patch.set(FunctionCtx, "save_for_backward", save)
 
 
 @mutant("checkpoint.gradient.modified-input")

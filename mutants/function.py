@@ -105,19 +105,13 @@ def every_input_needs_grad(patch):
     patch.set(BackwardCFunction, "needs_input_grad", property(lambda self: (True, True, True)))
 
 
-@mutant("function.ctx.mark-dirty", "function.ctx.mark-dirty-is-checked")
+@mutant("function.ctx.mark-dirty", "function.ctx.mark-dirty-is-checked", "function.ctx.mark-dirty-of-own-views")
 def dirty_tensors_are_forgotten(patch):
     """Does not note what was modified."""
     patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "pass")
 
 
-@mutant("function.ctx.mark-dirty-of-own-views")
-def anything_can_be_dirty(patch):
-    """Notes as modified what is no input, and lets it pass."""
-    patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "pass")
-
-
-@mutant("function.ctx.saved-view-is-freed")
+@mutant("function.ctx.saved-view-is-freed", "checkpoint.memory.nothing-stays")
 def saved_tensors_hold_their_node(patch):
     """Keeps what was saved beside the node: a cycle that nobody breaks."""
     original, kept = FunctionCtx.save_for_backward, []
