@@ -236,14 +236,19 @@ def test_offsets_go_with_a_list_of_indices(case):
         layer(indices(case)[None])
 
 
+def bags_before_the_last_offset(case, mode):
+    """Two bags, of 2 and 3 indices; what lies behind them would be the greatest."""
+    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=True)
+    with torch.no_grad():
+        layer.weight[0] += 9
+    return layer, layer(indices(case, [1, 4, 5, 3, 2, 0, 0]), indices(case, [0, 2, 5]))
+
+
 @claim("linear.embeddingbag.last-offset")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_the_last_offset_ends_the_last_bag(case, mode):
-    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=True)
-    with torch.no_grad():
-        layer.weight[0] += 9  # what lies behind the last bag would be the greatest
-    y = layer(indices(case, [1, 4, 5, 3, 2, 0, 0]), indices(case, [0, 2, 5]))
+    layer, y = bags_before_the_last_offset(case, mode)
     law = np.array([1, 4, 5, 3, 2]), np.array([0, 2]), mode, np.ones(5)
     scale = reference.bags(abs(array(layer.weight)), *law)
     case.close(y, reference.bags(array(layer.weight), *law), k=0 if mode == "max" else 3, scale=scale)  # three terms
@@ -253,11 +258,9 @@ def test_the_last_offset_ends_the_last_bag(case, mode):
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("mode", ["mean", "max"])
 def test_what_lies_behind_the_last_bag_gets_no_gradient(case, mode):
-    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=True)
-    with torch.no_grad():
-        layer.weight[0] += 9
+    layer, y = bags_before_the_last_offset(case, mode)
     g = case.tensor(2, 5)
-    layer(indices(case, [1, 4, 5, 3, 2, 0, 0]), indices(case, [0, 2, 5])).backward(g)
+    y.backward(g)
     ids, starts = np.array([1, 4, 5, 3, 2]), np.array([0, 2])
 
     def law(g):

@@ -978,7 +978,7 @@ def test_vmap_needs_buffers_taken_away(case):
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_folds_into_the_one_before(case, kind, bias):
     fuse = fuser(kind)
-    first = case.module(nn.Linear, 4, 5, bias=bias) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3, bias=bias)
+    first = layer_before(case, kind, bias=bias)
     layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(6, 4, *[7] * (kind == "conv"))
     with case.raises(AssertionError, ""):
         fuse(first, layer)
@@ -994,7 +994,7 @@ def test_layer_folds_into_the_one_before(case, kind, bias):
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("trains", [True, False])
 def test_the_fused_layer_is_as_the_one_before(case, kind, trains):
-    first = case.module(nn.Linear, 4, 5) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3)
+    first = layer_before(case, kind)
     layer = case.module(nn.BatchNorm1d, 5, eps=EPS).eval()
     fused = fuser(kind)(first.bfloat16().eval().requires_grad_(trains), layer)
     assert fused.weight.requires_grad == trains
@@ -1004,12 +1004,16 @@ def test_the_fused_layer_is_as_the_one_before(case, kind, trains):
 @claim("batchnorm.network.fuses-without-affine")
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_a_layer_without_affine_folds_into_the_one_before(case, kind):
-    first = case.module(nn.Linear, 4, 5) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3)
+    first = layer_before(case, kind)
     plain, ones = (case.module(nn.BatchNorm1d, 5, eps=EPS, affine=affine).eval() for affine in (False, True))
     ones.load_state_dict(plain.state_dict() | {"weight": torch.ones(5), "bias": torch.zeros(5)})
     fused, wanted = (fuser(kind)(first.eval(), layer) for layer in (plain, ones))
     case.same(fused.weight.detach(), wanted.weight.detach())
     case.same(fused.bias.detach(), wanted.bias.detach())
+
+
+def layer_before(case, kind, **options):
+    return case.module(nn.Linear, 4, 5, **options) if kind == "linear" else case.module(nn.Conv1d, 4, 5, 3, **options)
 
 
 def fuser(kind):

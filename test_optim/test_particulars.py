@@ -252,16 +252,20 @@ def test_ranges_end_where_documented(case, name):
                 build(case, name, [p], "fixed", **{"lr": 0.1, option: value})
 
 
-@claim("optim.options.tensor-betas")
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
-def test_betas_may_be_tensors(case, name):
-    parameters = parameters_of(case)
-    betas = torch.tensor(0.5), torch.tensor(0.75)
-    options = {**USUAL[name], "betas": betas}
+def follows_with_betas(case, name, betas, meant):
+    """Three steps with these betas follow the law with those that they stand for."""
+    parameters, options = parameters_of(case), USUAL[name] | {"betas": betas}
     optimizer = build(case, name, parameters, **options)
     for _ in range(3):
         give_gradients(case, parameters)
-        follows(case, optimizer, parameters, law_of(case, name), options | {"betas": (0.5, 0.75)})
+        follows(case, optimizer, parameters, law_of(case, name), options | {"betas": meant})
+
+
+@claim("optim.options.tensor-betas")
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_betas_may_be_tensors(case, name):
+    betas, parameters = (torch.tensor(0.5), torch.tensor(0.75)), parameters_of(case)
+    follows_with_betas(case, name, betas, (0.5, 0.75))
     for wrong, words in [
         ((0.5, torch.tensor(0.5)), "both floats or both Tensors"),
         ((torch.tensor(0.5), 0.5), "both floats or both Tensors"),
@@ -276,23 +280,13 @@ def test_betas_may_be_tensors(case, name):
 @claim("optim.options.long-tensor-betas")
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_betas_may_be_vectors_of_one(case, name):
-    parameters = parameters_of(case)
-    options = {**USUAL[name], "betas": (torch.tensor([0.5]), torch.tensor([0.75]))}
-    optimizer = build(case, name, parameters, **options)
-    for _ in range(2):
-        give_gradients(case, parameters)
-        follows(case, optimizer, parameters, law_of(case, name), options | {"betas": (0.5, 0.75)})
+    follows_with_betas(case, name, (torch.tensor([0.5]), torch.tensor([0.75])), (0.5, 0.75))
 
 
 @claim("optim.options.whole-betas")
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_a_beta_may_be_a_whole_number(case, name):
-    parameters = parameters_of(case)
-    options = {**USUAL[name], "betas": (0, 0.75)}
-    optimizer = build(case, name, parameters, **options)
-    for _ in range(2):
-        give_gradients(case, parameters)
-        follows(case, optimizer, parameters, law_of(case, name), options)
+    follows_with_betas(case, name, (0, 0.75), (0.0, 0.75))
 
 
 @claim("optim.options.tensor-lr-foreach")

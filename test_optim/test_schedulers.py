@@ -98,6 +98,15 @@ def advance(optimizer, scheduler, *metrics):
     scheduler.step(*metrics)
 
 
+def course(optimizer, scheduler, epochs):
+    """The rates of every group, epoch by epoch from this one on."""
+    found = []
+    for _ in range(epochs):
+        found.append(rates_of(optimizer))
+        advance(optimizer, scheduler)
+    return found
+
+
 def holds(case, found, wanted, options, epochs=EPOCHS):
     """Chained forms multiply once an epoch, four roundings each; next to the cosine's zero they lose T^2 more."""
     k = 4 * epochs * options.get("T_max", 1) ** 2
@@ -428,10 +437,8 @@ def test_the_restarting_cosine_may_jump_to_any_epoch(case, start, times):
 @claim("schedulers.cosine.climbs-back")
 def test_past_t_max_the_cosine_climbs_back(case):
     optimizer = optimizer_of(case)
-    scheduler, found = lr_scheduler.CosineAnnealingLR(optimizer, 5, 0.01), []
-    for _ in range(11):
-        found.append(rates_of(optimizer)[0])
-        advance(optimizer, scheduler)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 5, 0.01)
+    found = [first for first, *_ in course(optimizer, scheduler, 11)]
     assert found[:6] == sorted(found[:6], reverse=True)
     assert found[5:] == sorted(found[5:])
     holds(case, [found[5], found[10]], [0.01, 0.5], {"T_max": 5})
@@ -440,30 +447,24 @@ def test_past_t_max_the_cosine_climbs_back(case):
 @claim("schedulers.constant.factor-zero")
 def test_a_constant_factor_of_zero_ends_too(case):
     optimizer = optimizer_of(case)
-    scheduler, found = lr_scheduler.ConstantLR(optimizer, factor=0.0, total_iters=2), []
-    for _ in range(4):
-        found.append(rates_of(optimizer))
-        advance(optimizer, scheduler)
+    scheduler = lr_scheduler.ConstantLR(optimizer, factor=0.0, total_iters=2)
+    found = course(optimizer, scheduler, 4)
     assert found == [[0.0, 0.0], [0.0, 0.0], list(RATES), list(RATES)]
 
 
 @claim("schedulers.linear.listing-shifted")
 def test_the_linear_listing_begins_an_epoch_late(case):
     optimizer = optimizer_of(case, [0.05])
-    scheduler, found = lr_scheduler.LinearLR(optimizer, start_factor=0.05, total_iters=40), []
-    for _ in range(2):
-        found.append(rates_of(optimizer)[0])
-        advance(optimizer, scheduler)
+    scheduler = lr_scheduler.LinearLR(optimizer, start_factor=0.05, total_iters=40)
+    found = [first for first, *_ in course(optimizer, scheduler, 2)]
     holds(case, found, [0.0025, 0.0036875], {}, 2)
 
 
 @claim("schedulers.polynomial.listing-shifted")
 def test_the_polynomial_listing_begins_an_epoch_late(case):
     optimizer = optimizer_of(case, [0.05])
-    scheduler, found = lr_scheduler.PolynomialLR(optimizer, total_iters=50, power=0.9), []
-    for _ in range(2):
-        found.append(rates_of(optimizer)[0])
-        advance(optimizer, scheduler)
+    scheduler = lr_scheduler.PolynomialLR(optimizer, total_iters=50, power=0.9)
+    found = [first for first, *_ in course(optimizer, scheduler, 2)]
     holds(case, found, [0.05, 0.05 * 0.98**0.9], {}, 2)
 
 
@@ -538,11 +539,9 @@ def test_a_scale_function_of_ones_own(case, mode):
 
 @claim("schedulers.one-cycle.limits")
 def test_one_cycle_starts_peaks_and_ends_as_documented(case):
-    optimizer, found = optimizer_of(case), []
+    optimizer = optimizer_of(case)
     scheduler = lr_scheduler.OneCycleLR(optimizer, **CYCLE | {"pct_start": 0.25})
-    for _ in range(24):
-        found.append(rates_of(optimizer)[0])
-        advance(optimizer, scheduler)
+    found = [first for first, *_ in course(optimizer, scheduler, 24)]
     holds(case, [found[0], max(found), found[5], found[-1]], [0.1, 0.7, 0.7, 0.1 / 30], {})
 
 
@@ -611,37 +610,31 @@ def test_schedules_in_sequence_start_at_their_milestones(case, name, options):
 
 @claim("schedulers.several.sequential-tensor-lr")
 def test_a_tensor_rate_follows_a_sequence(case):
-    optimizer, found = optimizer_of(case, [torch.tensor(lr, dtype=torch.float64) for lr in RATES]), []
+    optimizer = optimizer_of(case, [torch.tensor(lr, dtype=torch.float64) for lr in RATES])
     parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
     scheduler = lr_scheduler.SequentialLR(optimizer, parts, milestones=[4])
-    for _ in range(9):
-        found.append(rates_of(optimizer))
-        advance(optimizer, scheduler)
+    found = course(optimizer, scheduler, 9)
     wanted = [[reference.constant(t, b, **TENTH) if t < 4 else b * 0.9 ** (t - 4) for b in RATES] for t in range(9)]
     hold_along(case, found, wanted, {})
 
 
 @claim("schedulers.several.nested")
 def test_a_sequence_may_be_part_of_a_sequence(case):
-    optimizer, found = optimizer_of(case), []
+    optimizer = optimizer_of(case)
     parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
     scheduler = lr_scheduler.SequentialLR(optimizer, [lr_scheduler.SequentialLR(optimizer, parts, [3])], [])
-    for _ in range(7):
-        found.append(rates_of(optimizer))
-        advance(optimizer, scheduler)
+    found = course(optimizer, scheduler, 7)
     wanted = [[reference.constant(t, b, **TENTH) if t < 3 else b * 0.9 ** (t - 3) for b in RATES] for t in range(7)]
     hold_along(case, found, wanted, {})
 
 
 @claim("schedulers.several.nested")
 def test_a_chain_may_be_part_of_a_sequence(case):
-    optimizer, found = optimizer_of(case), []
+    optimizer = optimizer_of(case)
     chain = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
     parts = [lr_scheduler.ConstantLR(optimizer, 0.5, 9), lr_scheduler.ChainedScheduler(chain)]
     scheduler = lr_scheduler.SequentialLR(optimizer, parts, [2])
-    for _ in range(9):
-        found.append(rates_of(optimizer))
-        advance(optimizer, scheduler)
+    found = course(optimizer, scheduler, 9)
     wanted = [
         [b / 2 if t < 2 else reference.constant(t - 2, b, **TENTH) * 0.9 ** (t - 2) for b in RATES] for t in range(9)
     ]
