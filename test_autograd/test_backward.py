@@ -417,8 +417,9 @@ def test_an_edge_of_the_graph_may_be_the_root(case):
 
 @claim("autograd.grad.batched")
 def test_a_batch_of_gradients_gives_a_batch_of_products(case):
-    x, v = case.tensor(5, requires_grad=True), case.tensor(4, 5)
-    (found,) = torch.autograd.grad(x.sin(), x, v, is_grads_batched=True)
+    x, unused, v = case.tensor(5, requires_grad=True), case.tensor(2, requires_grad=True), case.tensor(4, 5)
+    found, nothing = torch.autograd.grad(x.sin(), [x, unused], v, is_grads_batched=True, allow_unused=True)
+    assert nothing is None
     case.close(found, array(v) * np.cos(array(x)), k=2)  # cosine within one eps, one product
     with case.raises(RuntimeError, "is_grads_batched"):
         torch.autograd.grad(x * 1, x, case.tensor(4, 3), is_grads_batched=True)

@@ -362,6 +362,12 @@ def test_backward_hooks_fire_without_input_gradients(case):
     assert seen[0][0] == (None, None, None)
     case.same(seen[0][1][0], given[0])
     case.same(layer.weight.grad, given[0] * x)
+    handle = layer.register_full_backward_hook(lambda module, into, out: into)
+    layer(x, "text", y)[0].backward(given[0])
+    handle.remove()
+    layer.register_full_backward_hook(lambda module, into, out: (x, None, None))
+    with case.raises(RuntimeError, "None for all gradients"):
+        layer(x, "text", y)[0].backward(given[0])
 
 
 @claim("hooks.backward.order")

@@ -183,6 +183,8 @@ def test_vmap_takes_dimensions_from_either_end(case):
     for bad in ((0, 0), "text", 0.5, {0: 1}):
         with case.raises(ValueError, "out_dims"):
             func.vmap(lambda x: x, out_dims=bad)(x)
+    with case.raises(ValueError, "out_dims"):
+        func.vmap(lambda x: (x, x), out_dims=(0, "text"))(x)
     for bad in (0, -1):
         with case.raises(ValueError, "chunk_size"):
             func.vmap(torch.sin, chunk_size=bad)(x)

@@ -980,8 +980,9 @@ def test_layer_folds_into_the_one_before(case, kind, bias):
     fuse = fuser(kind)
     first = layer_before(case, kind, bias=bias)
     layer, x = case.module(nn.BatchNorm1d, 5, eps=EPS), case.tensor(6, 4, *[7] * (kind == "conv"))
-    with case.raises(AssertionError, ""):
-        fuse(first, layer)
+    for modes in ((True, True), (True, False), (False, True)):
+        with case.raises(AssertionError, "eval"):
+            fuse(*(each.train(mode) for each, mode in zip((first, layer), modes, strict=True)))
     fused, (h, size) = fuse(first.eval(), layer.eval()), (first(x), magnitudes(first)(x.abs()))
     law = layer(h)
     arguments = (array(layer.running_var), *affine(layer), EPS)

@@ -5,6 +5,7 @@ the bound is that of one step: the running error of the law's own operations (sp
 """
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -315,6 +316,13 @@ def test_sparse_adam_refuses_bad_options(case):
                 build(case, "SparseAdam", [p], "fixed", **{option: value})
     with case.raises(ValueError, "requires dense parameter"):
         build(case, "SparseAdam", [p.detach().to_sparse().requires_grad_()], "fixed")
+
+
+@claim("optim.options.defaults")
+def test_sparse_adam_has_its_documented_defaults(case):
+    documented = inspect.signature(reference.sparse_adam).parameters
+    for option, default in build(case, "SparseAdam", parameters_of(case), "fixed").defaults.items():
+        assert default == documented[option].default, option
 
 
 @claim("optim.sparse.sparse-adam-no-rows")

@@ -574,8 +574,8 @@ def test_sequential_chains(case):
             model[index]
         with case.raises((IndexError, AssertionError), "out of range"):
             model.insert(index + index // 4, a)
-    model.insert(-4, c).insert(5, b)
-    assert list(model) == [c, a, b, a, d, b]
+    model.insert(-4, c).insert(5, b).insert(0, d)
+    assert list(model) == [d, c, a, b, a, d, b]
     with case.raises((TypeError, AssertionError), "module"):
         model.insert(0, case.tensor(1))
 
@@ -615,8 +615,9 @@ def test_sequentials_add_and_multiply(case):
             first * factor
         with case.raises(error, "non-positive|unsupported operand"):
             first *= factor
-    with case.raises((TypeError, ValueError), "Sequential|unsupported operand"):
-        first.__add__([a])
+    for add in (first.__add__, first.__iadd__):
+        with case.raises((TypeError, ValueError), "Sequential|unsupported operand"):
+            add([a])
 
 
 @claim("module.containers.sequential-with-gaps")
