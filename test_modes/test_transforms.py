@@ -495,7 +495,7 @@ def test_compiled_equals_eager(case, backend):
 def test_compiled_models_follow_modes(case, switch):
     inner = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.4)).to(case.device)
     case.randomise(inner)
-    model, x = compiled(inner), case.tensor(6, 4)
+    model, x = compiled(inner), case.tensor(31, 4)
     handle = model if switch == "wrapper" else inner
     for training in (True, False, True):
         handle.train(training)
