@@ -243,10 +243,21 @@ def test_draws_are_settled_when_the_two_best_of_either_side_agree():
     assert sides.Measured(rising, rising).settled
 
 
-def test_the_ratio_of_a_launch_is_half_that_of_the_best_and_half_that_of_the_pairs():
+def test_draws_are_disturbed_where_most_of_a_side_lie_far_above_its_best():
+    calm, once, mostly = (
+        [100.0] * 6,
+        [100.0, 100.0, 150.0, 150.0, 100.0, 100.0],
+        [150.0, 150.0, 100.0, 100.0, 150.0, 150.0],
+    )
+    assert not sides.Measured(calm, once).disturbed
+    assert sides.Measured(calm, mostly).disturbed
+    assert sides.Measured(mostly, calm).disturbed
+
+
+def test_the_ratio_of_a_launch_is_a_quarter_that_of_the_best_and_else_that_of_the_pairs():
     measured = sides.Measured([100, 130, 120, 125, 140, 110], [105, 150, 132, 132, 121, 140])
     pairs = 1.05, 1.10, 1.10
-    assert exp(measured.log_ratio) == pytest.approx((105 / 100 * sorted(pairs)[1]) ** 0.5)
+    assert exp(measured.log_ratio) == pytest.approx((105 / 100 * sorted(pairs)[1] ** 3) ** 0.25)
 
 
 # -- talking to workers -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from torch_conformance.errors import UsageError
 
 EARLY = (6, 9)  # launches after which kernels that lean less than the resolution are let go
 SPREAD_SECONDS = 1.5  # a launch draws for at least so long: other work on the machine pauses within it nearly always
+PATIENCE_SECONDS = 4.0  # and so long if it does not: importing torch, which goes on meanwhile, takes as long
 SAME_MISS = 0.05  # how often an interval that says "same" may miss; 6 launches are the fewest that can say it
 Progress = Callable[[str], None]
 
@@ -241,7 +242,7 @@ class _Comparison:
         results = {result.kernel.name: result for result in self.open}
         limits = [] if self.limits else limit_names([result.kernel for result in self.results])
         drawn = {name: Measured() for name in (*limits, *results)}
-        unsettled, until = list(drawn), time.monotonic() + SPREAD_SECONDS
+        unsettled, started = list(drawn), time.monotonic()
         while unsettled:
             self.progress(f"launch {self.done + 1}: {len(unsettled)} of {len(drawn)} kernels to be timed")
             for name in self.shuffle.sample(unsettled, len(unsettled)):
@@ -258,8 +259,14 @@ class _Comparison:
                     results[name].note = str(failure)
                     self.open.remove(results[name])
                     return
-            early = time.monotonic() < until
-            unsettled = [name for name in drawn if early or (name in unsettled and not drawn[name].settled)]
+            passed = time.monotonic() - started
+            unsettled = [
+                name
+                for name, found in drawn.items()
+                if passed < SPREAD_SECONDS
+                or (passed < PATIENCE_SECONDS and found.disturbed)
+                or (name in unsettled and not found.settled)
+            ]
         for result in self.open:
             result.launches.append(drawn[result.kernel.name])
         self.limits = self.limits or limits_of(drawn)

@@ -23,6 +23,7 @@ WORKER = Path(__file__).with_name("worker.py")
 SAMPLE_NS = 300_000
 DRAWS = (5, 10)  # at least, at most, until each side's two best agree
 AGREE = 1.01
+DISTURBED = 1.05
 START_SECONDS = 120
 REPLY_SECONDS = 60
 # glibc otherwise decides, process by process, between reusing an output's memory and mapping it anew at each call:
@@ -192,14 +193,19 @@ class Measured:
         return drawn >= most or (drawn >= least and agree(self.old) and agree(self.new))
 
     @property
-    def log_ratio(self) -> float:
-        """Half of it from each side's best draw, half from the median of the paired draws.
+    def disturbed(self) -> bool:
+        """Whether most draws of a side met other work on the machine, so that its best may have met some, too."""
+        return any(median(best_of_draws(blocks)) > DISTURBED * min(blocks) for blocks in (self.old, self.new))
 
-        The first errs where one side alone met a quiet moment or a lucky address, the second where one side was
-        interrupted; their mean errs less than either.
+    @property
+    def log_ratio(self) -> float:
+        """A quarter of it from each side's best draw, the rest from the median of the paired draws.
+
+        The first errs where one side alone met a quiet moment or a lucky address, the second where few draws were
+        undisturbed; docs/benchmarks.md has the errors of both and of mixtures.
         """
         pairs = [log(new / old) for old, new in zip(best_of_draws(self.old), best_of_draws(self.new), strict=True)]
-        return (log(min(self.new) / min(self.old)) + median(pairs)) / 2
+        return (log(min(self.new) / min(self.old)) + 3 * median(pairs)) / 4
 
 
 def best_of_draws(blocks: Sequence[float]) -> list[float]:
