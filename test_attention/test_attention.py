@@ -171,10 +171,11 @@ def test_long_stretches_of_keys_may_be_hidden(case, kind):
 @claim("attention.sdpa.nan-stays")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("rank", [3, 4])
-@pytest.mark.parametrize(("of", "spoilt"), [(0, (3, slice(None))), (1, slice(None)), (2, (slice(None), 2))], ids="qkv")
-def test_nan_shows_wherever_it_enters(case, of, spoilt, rank):
-    tensors = [case.tensor(*(1, 2, 5, 4)[4 - rank :]) for _ in range(3)]
-    tensors[of][..., 3, 2] = torch.nan
+@pytest.mark.parametrize("keys", [3, 64])  # fewer than any vector holds; whole vectors of any width
+@pytest.mark.parametrize(("of", "spoilt"), [(0, (1, slice(None))), (1, slice(None)), (2, (slice(None), 2))], ids="qkv")
+def test_nan_shows_wherever_it_enters(case, of, spoilt, keys, rank):
+    tensors = [case.tensor(*(1, 2, length, 4)[4 - rank :]) for length in (5, keys, keys)]
+    tensors[of][..., 1, 2] = torch.nan
     wanted = torch.zeros(5, 4, dtype=torch.bool, device=case.device)
     wanted[spoilt] = True
     case.same(sdpa(case, *tensors).isnan(), wanted.expand_as(tensors[0]))
