@@ -12,7 +12,7 @@ import inspect
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,10 +33,10 @@ TYPICAL: dict[str, Any] = {
 LAYER_SIZE = 4
 
 
-def collect(objects: Iterable[str]) -> dict[str, Any]:
-    """What the installed torch shows of these names; an entry ``name#fingerprint`` also asks for that sentence.
+def collect(objects: Iterable[str], claims: Collection[str]) -> dict[str, Any]:
+    """What the installed torch shows of these names, and by the examples of the changes that speak of these claims.
 
-    The random number generator is left as it was found.
+    An entry ``name#fingerprint`` also asks for that sentence. The random number generator is left as it was found.
     """
     cited = sorted(set(objects))
     found = {name: resolved(name) for name in sorted({entry.partition("#")[0] for entry in cited})}
@@ -45,7 +45,11 @@ def collect(objects: Iterable[str]) -> dict[str, Any]:
             "signatures": dict(signatures(found)),
             "state_dict_keys": dict(state_dict_keys(found)),
             "sentences": {entry: sentence(entry) for entry in cited if "#" in entry},
-            "examples": {change.id: run(change.example) for change in changes.load() if change.example},
+            "examples": {
+                change.id: run(change.example)
+                for change in changes.load()
+                if change.example and any(map(change.speaks_of, claims))
+            },
         }
 
 
