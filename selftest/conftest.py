@@ -5,11 +5,6 @@ import textwrap
 import pytest
 import torch
 
-# Both import modules that register operators. Were a run of `house` the first to, pytester would forget the modules
-# after it, and torch would refuse to register their operators again.
-torch.testing.assert_close(0, 0)
-torch.compile(torch.nn.Identity())
-
 pytest_plugins = ["pytester"]
 
 CHAPTER = """
@@ -22,8 +17,18 @@ level = "must"
 """
 
 
+@pytest.fixture(scope="session")
+def registered():
+    """Import the modules that register operators.
+
+    Were a run of `house` the first to, pytester would forget them after it, and torch would refuse to register twice.
+    """
+    torch.testing.assert_close(0, 0)
+    torch.compile(torch.nn.Identity())
+
+
 @pytest.fixture
-def house(pytester):
+def house(pytester, registered):
     """Write a chapter and a test file, run pytest on them, and return its result."""
 
     def run(tests, *arguments, more="", deviations=None):

@@ -93,10 +93,10 @@ VERDICTS = {
 def test_the_miniatures_are_told_apart(tmp_path, name):
     claims = ["dropout.train.survivors-scaled", "dropout.eval.*", "batchnorm.running.*", "autograd.accumulate.adds*"]
     chosen = [word for claim in claims for word in ("--claim", claim)]
-    backend = ["--backend", f"selftest.miniature.{name}", "--device", "miniature", "-p", "no:randomly"]
+    backend = ["--backend", f"selftest.miniature.{name}", "--device", "miniature", "--dtype", "float32"]
     files = ["test_modes/test_dropout.py", "test_norms/test_batchnorm.py", "test_autograd/test_accumulation.py"]
     path = tmp_path / "out.jsonl"
-    words = ["-q", "-p", "no:cacheprovider", *backend, *chosen, f"--results={path}", *files]
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", *backend, *chosen, f"--results={path}", *files]
     subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, check=False, capture_output=True)
     cases = [r for r in map(json.loads, path.read_text().splitlines()) if r["kind"] == "case"]
     assert {c["claim"] for c in cases if c["outcome"] == "violated"} == VERDICTS[name]

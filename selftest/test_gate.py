@@ -111,10 +111,10 @@ def test_results_of_an_earlier_gate_never_stand_for_this_one(pretend, gate, tmp_
 
 def test_a_run_that_takes_too_long_is_stopped(pretend, gate):
     begun = time.monotonic()
-    status, verdict, document, _ = gate(pretend("a", record()), pretend("b", record(), sleeps=600), "--timeout", "8")
+    status, verdict, document, _ = gate(pretend("a", record()), pretend("b", record(), sleeps=600), "--timeout", "4")
     assert time.monotonic() - begun < 120
     assert (status, verdict.partition(":")[0]) == (2, "CANNOT DECIDE")
-    assert "stopped after 8 s (--timeout)" in document["remarks"]
+    assert "stopped after 4 s (--timeout)" in document["remarks"]
 
 
 def test_an_interruption_leaves_a_marked_partial_result_and_no_process(pretend, tmp_path):

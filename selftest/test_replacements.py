@@ -74,23 +74,13 @@ class Right(nn.Module):
         self.weight = nn.Parameter(torch.ones(self.shape)) if elementwise_affine else None
         self.eps = torch.finfo(torch.float32).eps if eps is None else eps
 
-    def centre(self, x, axes):
-        return x
-
     def forward(self, x):
         if list(x.shape[-len(self.shape):]) != self.shape:
             raise RuntimeError(f"normalized_shape={self.shape}")
         axes = tuple(range(-len(self.shape), 0))
-        y = self.centre(x.to(torch.promote_types(x.dtype, torch.float32)), axes)
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
         y = y * torch.rsqrt(y.square().mean(axes, keepdim=True) + self.eps)
         return (y if self.weight is None else y * self.weight.to(y.dtype)).to(x.dtype)
-
-class Centred(Right):
-    def centre(self, x, axes):
-        return x - x.mean(axes, keepdim=True)
-
-class BatchNorm(nn.BatchNorm1d):
-    pass
 
 class Biased(nn.BatchNorm1d):
     def forward(self, x):
@@ -105,31 +95,19 @@ class Biased(nn.BatchNorm1d):
 """
 
 
-RIGHT = ("RMSNorm=planted:Right", "BatchNorm1d=planted:BatchNorm")
-WRONG = ("RMSNorm=planted:Centred", "BatchNorm1d=planted:Biased")
-
-
-@pytest.mark.parametrize(
-    ("replaced", "red"),
-    [
-        (RIGHT, set()),
-        (WRONG, {"norms.rmsnorm.formula", "norms.rmsnorm.gradients", "batchnorm.running.variance-unbiased"}),
-    ],
-    ids=["right", "wrong"],
-)
-def test_a_planted_fault_is_red_by_its_claim(tmp_path, replaced, red):
+def test_a_planted_fault_is_red_by_its_claim_and_a_right_layer_is_not(tmp_path):
     (tmp_path / "planted.py").write_text(NORMS)
     path = tmp_path / "out.jsonl"
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--device", "cpu", f"--results={path}"]
     words += ["--claim", "norms.rmsnorm.[!d]*", "--claim", "batchnorm.running.*"]
-    words += [f"--replace=torch.nn.{name}" for name in replaced]
+    words += ["--replace=torch.nn.RMSNorm=planted:Right", "--replace=torch.nn.BatchNorm1d=planted:Biased"]
     words += ["test_norms/test_rmsnorm.py", "test_norms/test_batchnorm.py"]
     here = {**os.environ, "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, env=here, check=False, capture_output=True)
     cases = [r for r in map(json.loads, path.read_text().splitlines()) if r["kind"] == "case"]
     violated = {c["claim"] for c in cases if c["outcome"] == "violated"}
-    assert violated >= red
-    assert bool(violated) == bool(red)
+    assert "batchnorm.running.variance-unbiased" in violated
+    assert not any(name.startswith("norms.") for name in violated)
     assert {c["claim"].partition(".")[0] for c in cases if c["outcome"] == "holds"} == {"norms", "batchnorm"}
 
 
