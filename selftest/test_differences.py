@@ -199,6 +199,11 @@ def test_an_example_that_moves_without_announcement_is_a_regression(compared):
     assert only(comparison).subject == EVAL
 
 
+def test_an_example_that_neither_run_was_asked_for_is_no_line(compared):
+    change = Change("zero", (EVAL,), "2.12", "Eval copies.", example="1")
+    assert compared([record()], [record()], [change], False, {}, {}).differences == []
+
+
 def test_signatures_and_state_dict_keys_are_lines(compared):
     old = {"signatures": {"torch.nn.Dropout": "(p=0.5)"}, "state_dict_keys": {"torch.nn.Linear": ["weight", "bias"]}}
     new = {"signatures": {"torch.nn.Dropout": "(p=0.1)"}, "state_dict_keys": {"torch.nn.Linear": ["weight", "b"]}}
