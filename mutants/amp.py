@@ -163,6 +163,12 @@ def step_does_not_unscale(patch):
     scaler(patch, "step", lambda original, self, optimizer, *a, **k: optimizer.step(*a, **k) if self._enabled else None)
 
 
+@mutant("amp.scaler.no-closure")
+def runs_a_closure(patch):
+    """Leaves the closure out and steps."""
+    scaler(patch, "step", lambda original, self, optimizer, closure=None, **k: original(self, optimizer, **k))
+
+
 @mutant("amp.scaler.skips-nonfinite", "amp.scaler.several-optimizers")
 def steps_on_nan(patch):
     """Steps although a gradient is not finite."""

@@ -459,10 +459,19 @@ def test_half_gradients_are_not_unscaled(case):
 @claim("amp.scaler.unscale-once")
 def test_nothing_scaled_is_an_error(case):
     scaler, optimizer = scaler_for(case), torch.optim.SGD([parameter(case)], lr=0.1)
-    with case.raises(AssertionError, "scale"):
-        scaler.update()
-    with case.raises((AssertionError, RuntimeError), "scale|inf checks"):
-        scaler.step(optimizer)
+    for call in (scaler.update, lambda: scaler.unscale_(optimizer), lambda: scaler.step(optimizer)):
+        with case.raises(AssertionError, "_scale is None"):
+            call()
+
+
+@claim("amp.scaler.no-closure")
+def test_a_closure_is_for_disabled_scalers_alone(case):
+    p = parameter(case, case.tensor(5))
+    optimizer, scaler = torch.optim.SGD([p], lr=0.1), scaler_for(case)
+    scaler.scale(p.sum())
+    with case.raises(RuntimeError, "closure"):
+        scaler.step(optimizer, closure=lambda: 7.0)
+    assert scaler_for(case, enabled=False).step(optimizer, closure=lambda: 7.0) == 7.0
 
 
 @claim("amp.scaler.skips-nonfinite", "amp.scaler.update")
