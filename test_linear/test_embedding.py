@@ -50,7 +50,7 @@ def test_rows_add_up_their_gradients(case, padding, sparse, by_frequency):
 
 
 @claim("linear.embedding.padding-starts-at-zero")
-@pytest.mark.parametrize("padding", [0, 4, -1])
+@pytest.mark.parametrize("padding", [0, 4, 5, -1, -6])
 @pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
 def test_the_padding_row_starts_at_zero_and_may_be_changed(case, cls, padding):
     layer = cls(6, 5, padding_idx=padding, device=case.device)

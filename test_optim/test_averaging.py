@@ -331,6 +331,9 @@ def test_functions_of_lists_change_the_first_in_place(case):
     whole = [each.clone() for each in start]
     given(case, "get_ema_multi_avg_fn")(0.5)(whole, others, None)
     assert torch.cat(whole).tolist() == [15, 30, 17]
+    alone = [start[0].clone()]
+    given(case, "get_ema_multi_avg_fn")(0.5)(alone, others[:1], None)
+    assert alone[0].tolist() == [15, 30]
     for count in (torch.tensor(3), 3):
         kept = [each.double() for each in start]
         given(case, "get_swa_multi_avg_fn")()(kept, [each.double() for each in others], count)
