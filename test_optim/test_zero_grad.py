@@ -100,6 +100,17 @@ def test_zeroing_cuts_a_gradient_from_its_graph(case, who):
         assert not p.grad.any()
 
 
+@claim("optim.zero.cuts-the-graph")
+@who
+def test_a_zeroed_gradient_needs_none_of_its_own(case, who):
+    """A gradient put there by hand may be a leaf that asks for gradients; the zeros do not."""
+    model, optimizer = with_gradients(case)
+    for p in model.parameters():
+        p.grad.requires_grad_()
+    clear(optimizer if who == "optimizer" else model, set_to_none=False)
+    assert not any(p.grad.requires_grad or p.grad.any() for p in model.parameters())
+
+
 @claim("optim.zero.touches-gradients-only")
 @who
 @pytest.mark.parametrize("set_to_none", [True, False])
