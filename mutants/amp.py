@@ -404,3 +404,15 @@ def two_infinities_cancel(patch):
     patch.source(
         torch.amp.GradScaler.update, "found_inf_combined += found_infs[i]", "found_inf_combined -= found_infs[i]"
     )
+
+
+@mutant("amp.autocast.prelu")
+def prelu_wants_one_dtype(patch):
+    """Refuses a slope of another dtype."""
+
+    def prelu(original, x, slope):
+        if x.dtype != slope.dtype:
+            raise RuntimeError("prelu: Type promoting not supported")
+        return original(x, slope)
+
+    patch.wrap(F, "prelu", prelu)

@@ -229,3 +229,9 @@ def whole_numbers_stay(patch):
 def batches_stay_where_they_are(patch):
     """Takes the device and moves nothing."""
     patch.source(u.update_bn, "input = input.to(device)", "input = getattr(input, 'kept', input)")
+
+
+@mutant("averaging.swalr.in-sequence")
+def swalr_counts_the_start_of_a_sequence(patch):
+    """Counts the step by which a sequence starts a schedule."""
+    patch.source(u.SWALR.get_lr, "step = self._step_count - 1", "step = self._step_count")

@@ -1434,3 +1434,15 @@ def sparse_adam_wants_a_row(patch):
         "grad = grad.coalesce()",
         "grad = grad.coalesce() if grad._values()[0] is not None else grad",
     )
+
+
+@mutant("optim.groups.iterators")
+def iterators_are_used_up(patch):
+    """Looks through an iterator of parameters and leaves nothing of it."""
+
+    def add(original, self, group):
+        if not isinstance(group["params"], (list, torch.Tensor)):
+            list(group["params"])
+        original(self, group)
+
+    patch.wrap(Optimizer, "add_param_group", add)

@@ -514,3 +514,24 @@ def annealing_asked_in_silence(patch):
 def copies_begin_again(patch):
     """Copies a scheduler without its count of epochs."""
     patch.set(s.LRScheduler, "__getstate__", lambda self: vars(self) | {"last_epoch": 0})
+
+
+@mutant("schedulers.momentum.cyclic-resumed")
+def cyclic_resumes_from_the_momentum_found(patch):
+    """Takes the momentum that it finds for the base of the cycle."""
+
+    def start(original, self, optimizer, *args, **kwargs):
+        found = [group["momentum"] for group in optimizer.param_groups]
+        original(self, optimizer, *args, **kwargs)
+        if self.last_epoch > 0:
+            self.base_momentums = found
+            for group, momentum in zip(optimizer.param_groups, found, strict=True):
+                group["momentum"] = momentum
+
+    patch.wrap(s.CyclicLR, "__init__", start)
+
+
+@mutant("schedulers.law.tensor-lr-of-one-element")
+def tensor_of_one_element_is_replaced(patch):
+    """Fills tensors without dimensions alone."""
+    patch.source(s._update_param_group_val, "isinstance(param_group[key], Tensor)", "param_group[key].dim() == 0")

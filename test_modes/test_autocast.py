@@ -264,6 +264,24 @@ def test_a_weight_cast_without_gradients_gets_its_own_all_the_same(case, mode):
     case.close(layer.weight.grad.to(LOW), wanted, k=4, scale=scale)  # 3 terms
 
 
+@claim("amp.autocast.weight-cache-knows-dtype")
+@axes(via=("eager", "functional"))
+def test_a_nested_region_casts_the_weight_to_its_own_dtype(case):
+    layer, x = case.module(nn.Linear, 5, 5, bias=False), case.tensor(3, 5)
+    with autocast(case):
+        layer(x)
+        with autocast(case, dtype=torch.float16):
+            assert layer(x).dtype == torch.float16
+
+
+@claim("amp.autocast.prelu")
+def test_prelu_takes_what_a_layer_hands_it(case):
+    x, slope = case.tensor(3, 5), case.tensor(1)
+    with autocast(case):
+        y = F.prelu(x.to(LOW), slope)
+    case.close(y.to(LOW), np.where(array(x.to(LOW)) > 0, 1.0, array(slope.to(LOW))) * array(x.to(LOW)), k=2)
+
+
 @claim("amp.autocast.weight-cache-is-not-refreshed")
 @axes(via="eager")
 def test_a_weight_that_changes_within_the_region_keeps_its_cast(case):

@@ -166,6 +166,15 @@ def test_buffers_are_averaged_when_asked(case, how):
         case.close(b, law(kept), k=4 * 4, scale=magnitude(kept))  # as above
 
 
+@claim("averaging.buffers.counters-too")
+def test_integer_buffers_may_be_averaged(case):
+    option = {"multi_avg_fn": given(case, "get_swa_multi_avg_fn")()}
+    average, states = averaged(case, model_of(case), use_buffers=True, **option)
+    mean, var = list(average.module.buffers())[:2]
+    for b, kept in ((mean, states[4]), (var, states[5])):
+        case.close(b, reference.equal(kept), k=4 * 4, scale=magnitude(kept))  # four updates of four operations
+
+
 @claim("averaging.model.counted-and-saved")
 def test_the_count_is_saved_with_the_average(case):
     model = model_of(case)
@@ -277,6 +286,37 @@ def test_annealing_starts_from_the_rate_it_finds(case):
         wanted.append(
             [schedulers.swa(t, b / 2, swa_lr=0.05, anneal_epochs=4, anneal_strategy="linear") for b in (0.5, 0.08)]
         )
+    hold_along(case, found, wanted, {"T_max": 4})
+
+
+@claim("averaging.swalr.last-epoch")
+def test_an_annealing_is_resumed_by_its_last_epoch(case):
+    options = {"anneal_epochs": 8, "anneal_strategy": "linear"}
+    first = optimizer_of(case)
+    old = swa_utils.SWALR(first, 0.05, **options)
+    for _ in range(4):
+        advance(first, old)
+    second = optimizer_of(case)
+    second.load_state_dict(first.state_dict())
+    new = swa_utils.SWALR(second, 0.05, **options, last_epoch=3)
+    found, wanted = [], []
+    for t in range(5, 9):
+        advance(second, new)
+        found.append(rates_of(second))
+        wanted.append([schedulers.swa(t, base, swa_lr=0.05, **options) for base in (0.5, 0.08)])
+    hold_along(case, found, wanted, {"T_max": 8})
+
+
+@claim("averaging.swalr.in-sequence")
+def test_an_annealing_in_sequence_starts_at_its_milestone(case):
+    options = {"anneal_epochs": 4, "anneal_strategy": "linear"}
+    optimizer, found, wanted = optimizer_of(case), [], []
+    parts = [torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 9), swa_utils.SWALR(optimizer, 0.05, **options)]
+    sequence = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [2])
+    for t in range(8):
+        found.append(rates_of(optimizer))
+        wanted.append([schedulers.swa(max(t - 2, 0), base, swa_lr=0.05, **options) for base in (0.5, 0.08)])
+        advance(optimizer, sequence)
     hold_along(case, found, wanted, {"T_max": 4})
 
 

@@ -288,6 +288,25 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+@claim("optim.lbfgs.layouts")
+def test_parameters_may_be_laid_out_otherwise(case):
+    """A transposed parameter, and the gradient that backward lays out alike, move as contiguous ones do."""
+    value, pull = case.tensor(3, 4, dtype=torch.float64), case.tensor(3, 4, dtype=torch.float64)
+    transposed, plain = value.t().contiguous().t().requires_grad_(), value.clone().requires_grad_()
+    for p in (transposed, plain):
+        optimizer = torch.optim.LBFGS([p], lr=0.5, max_iter=3)
+
+        def closure(p=p, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (p.pow(4) / 4 - pull * p).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    # three iterations of sums over 12 terms, in another order; the loss is convex, so that errors do not grow
+    case.close(transposed, array(plain), k=3 * 2 * 12, scale=abs(array(value)) + abs(array(pull)))
+
+
 @claim("optim.lbfgs.complex")
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])
 def test_complex_parameters_move_as_their_parts(case, search):

@@ -193,6 +193,18 @@ def test_a_tensor_lr_is_filled_in_place(case, name, options):
     holds(case, found, wanted, options, 9)
 
 
+@claim("schedulers.law.tensor-lr-of-one-element")
+@schedules
+def test_a_tensor_lr_may_have_one_dimension(case, name, options):
+    optimizer = optimizer_of(case, [torch.tensor([lr], dtype=torch.float64) for lr in RATES], cls=torch.optim.Adam)
+    tensors = [group["lr"] for group in optimizer.param_groups]
+    scheduler = schedule(case, name, optimizer, options | ({"cycle_momentum": False} if name in FIXED else {}))
+    for _ in range(4):
+        advance(optimizer, scheduler)
+    assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, tensors, strict=True))
+    holds(case, rates_of(optimizer), [LAWS[name](4, base, **options) for base in RATES], options, 4)
+
+
 @claim("schedulers.start.initial-step")
 @schedules
 def test_construction_performs_the_initial_step(case, name, options):
@@ -493,6 +505,21 @@ def test_momentum_cycles_against_the_rate(case, cls, mode):
     assert all(group.get("betas", (0, 0.999))[1] == 0.999 for group in optimizer.param_groups)
 
 
+@claim("schedulers.momentum.cyclic-resumed")
+def test_a_cycle_of_momentum_is_resumed(case):
+    first, second = optimizer_of(case), optimizer_of(case)
+    old, found, wanted = lr_scheduler.CyclicLR(first, **WAVE, **MOMENTA), [], []
+    for _ in range(4):
+        advance(first, old)
+    second.load_state_dict(first.state_dict())
+    new = lr_scheduler.CyclicLR(second, **WAVE, **MOMENTA, last_epoch=3)
+    for t in range(4, 12):
+        found.append(momentum_of(second))
+        wanted.append(reference.cyclic(t, 0, **WAVE | {"base_lr": 0.9, "max_lr": 0.6}))
+        advance(second, new)
+    hold_along(case, found, wanted, {})
+
+
 @claim("schedulers.momentum.one-cycle")
 @families
 @pytest.mark.parametrize("three_phase", [False, True])
@@ -543,6 +570,18 @@ def test_one_cycle_starts_peaks_and_ends_as_documented(case):
     scheduler = lr_scheduler.OneCycleLR(optimizer, **CYCLE | {"pct_start": 0.25})
     found = [first for first, *_ in course(optimizer, scheduler, 24)]
     holds(case, [found[0], max(found), found[5], found[-1]], [0.1, 0.7, 0.7, 0.1 / 30], {})
+
+
+@claim("schedulers.one-cycle.peak-at-once")
+@pytest.mark.parametrize("n", [5, 10])
+def test_a_rise_of_one_step_peaks_at_once(case, n):
+    optimizer, found, wanted = optimizer_of(case), [], []
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.7, n, pct_start=1 / n, anneal_strategy="linear")
+    for t in range(1, n):
+        advance(optimizer, scheduler)
+        found.append(rates_of(optimizer)[0])
+        wanted.append(reference.phased(t, [0.7 / 25, 0.7, 0.7 / 25e4], n, 1 / n, "linear"))
+    hold_along(case, found, wanted, {})
 
 
 @claim("schedulers.one-cycle.epochs-times-steps")

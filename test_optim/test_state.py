@@ -239,6 +239,15 @@ def test_the_base_class_cannot_be_used_directly(case):
     assert (given.param_groups[0]["lr"], given.param_groups[0]["extra"]) == (0.5, 3)
 
 
+@claim("optim.groups.iterators")
+@pytest.mark.parametrize("name", [*ALL, "SparseAdam"])
+def test_a_group_may_hold_an_iterator(case, name):
+    parameters = [case.tensor(5, requires_grad=True), case.tensor(3, requires_grad=True)]
+    groups = [{"params": iter(parameters[:1])}, {"params": (p for p in parameters[1:])}]
+    found = build(case, name, groups, "fixed", lr=0.1).param_groups
+    assert [list(map(id, group["params"])) for group in found] == [[id(p)] for p in parameters]
+
+
 @claim("optim.groups.sets")
 def test_a_set_is_taken_but_not_within_a_group(case):
     parameters = parameters_of(case, [(3,), (4,)])
