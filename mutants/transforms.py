@@ -56,6 +56,12 @@ def vmap_maps_the_whole(patch):
     transform(patch, "vmap", lambda original, function, **o: function)
 
 
+@mutant("transforms.vmap.randomness-of-attention")
+def vmap_lets_attention_draw(patch):
+    """Draws otherwise for every entry whatever is asked."""
+    transform(patch, "vmap", lambda original, function, **o: original(function, **{**o, "randomness": "different"}))
+
+
 @mutant("transforms.vmap.randomness")
 def vmap_draws_one_mask(patch):
     """Draws the same for all entries whatever is asked."""

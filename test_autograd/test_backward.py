@@ -524,3 +524,20 @@ def test_backward_with_create_graph_warns_and_grad_does_not(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.autograd.grad((x**3).sum(), x, create_graph=True)
+
+
+@claim("autograd.higher.power-at-zero")
+@pytest.mark.parametrize("order", ["base", "exponent"])
+def test_mixed_derivatives_of_a_power_at_exponent_zero(case, order):
+    x, e = case.tensor_of([2.0], requires_grad=True), case.tensor_of([0.0], requires_grad=True)
+    first, second = (x, e) if order == "base" else (e, x)
+    (gradient,) = torch.autograd.grad((x**e).sum(), first, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.sum(), second)
+    case.close(found, np.array([0.5]), k=4)
+
+
+@claim("autograd.higher.ldexp")
+def test_gradient_of_a_mantissa(case):
+    x = case.tensor(3, requires_grad=True)
+    torch.ldexp(x, torch.tensor([-1, 0, 3], dtype=torch.int32, device=case.device)).sum().backward()
+    case.close(x.grad, np.array([0.5, 1.0, 8.0]), k=1)

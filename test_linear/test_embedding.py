@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from specs.reference import linear as reference
-from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -351,3 +351,43 @@ def test_bags_shorten_their_rows_too(case):
 def test_bags_refuse_unknown_modes(case):
     with case.raises(ValueError, "mode"):
         F.embedding_bag(indices(case), case.tensor(6, 5), mode="median")
+
+
+@claim("linear.embedding.second-derivative")
+@axes(via="eager")
+def test_the_gradient_by_frequency_is_differentiable(case):
+    w, g = case.tensor(4, 2, requires_grad=True), case.tensor(4, 2, requires_grad=True)
+    y = F.embedding(indices(case, [1, 1, 1, 2]), w, scale_grad_by_freq=True)
+    (gradient,) = torch.autograd.grad(y, w, g, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.sum(), g)
+    case.close(found, np.array([[1 / 3] * 2] * 3 + [[1, 1]]), k=1)
+
+
+@claim("linear.embedding.counts-every-lookup")
+@axes(dtype=REDUCED, via="eager")
+def test_a_row_looked_up_often_gets_every_gradient(case):
+    w = case.tensor(3, 2, requires_grad=True)
+    F.embedding(indices(case, [0] * 4096), w).sum().backward()
+    case.close(w.grad[0], np.full(2, 4096.0), k=1)
+
+
+@claim("linear.embedding.max-norm-overflow")
+@axes(dtype="float16")
+def test_a_row_whose_norm_overflows_is_shortened(case):
+    w = torch.full_like(case.tensor(2, 4), 40000)
+    F.embedding(indices(case, [0]), w, max_norm=1.0)
+    assert w[0].any(), "the row became zero"
+
+
+@claim("linear.embeddingbag.offsets-increase")
+def test_offsets_that_decrease_are_refused(case):
+    with case.raises((RuntimeError, ValueError), "offset"):
+        F.embedding_bag(indices(case, [0, 1, 2, 3]), case.tensor(4, 4), indices(case, [0, 3, 1]), mode="sum")
+
+
+@claim("linear.embeddingbag.matrix-of-empty-bags")
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_rows_without_indices_are_empty_bags(case, mode):
+    found = F.embedding_bag(indices(case, [[], []]), case.tensor(4, 3), mode=mode)
+    case.same(found, torch.zeros_like(found))
+    assert found.shape == (2, 3)

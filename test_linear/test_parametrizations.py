@@ -11,7 +11,7 @@ from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
 
 from specs.reference import parametrizations as reference
-from torch_conformance.axes import VIAS
+from torch_conformance.axes import PRECISE, VIAS
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -857,3 +857,28 @@ def test_with_swapped_tensors_parametrizations_come_and_go_alike(case):
         assert not layer.parametrizations.bias.original.requires_grad
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@claim("parametrizations.weight-hook.second-derivative")
+@axes(dtype=PRECISE)
+def test_the_gradient_of_a_normalised_weight_is_differentiable(case):
+    """Of the first entry, g v_1 / |v|, by v_1 twice and by v_1 and v_2, at v = (3, 4)."""
+    layer = nn.utils.weight_norm(nn.Linear(2, 1, bias=False, device=case.device, dtype=case.dtype))
+    with torch.no_grad():
+        layer.weight_v.copy_(case.tensor_of([[3.0, 4.0]]))
+        layer.weight_g.fill_(1.0)
+    y = layer(case.tensor_of([[1.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(y.sum(), layer.weight_v, create_graph=True)
+    (second,) = torch.autograd.grad(gradient[0, 0], layer.weight_v)
+    # -3 v_1 v_2^2 / |v|^5 and v_2 (2 v_1^2 - v_2^2) / |v|^5: a difference of terms below 0.1
+    case.close(second, np.array([[-144 / 3125, 8 / 3125]]), k=16, scale=np.full((1, 2), 0.1))
+
+
+@claim("parametrizations.orthogonal.survives-decay")
+def test_weight_decay_leaves_the_columns_orthonormal(case):
+    layer = parametrizations.orthogonal(nn.Linear(2, 4, device=case.device, dtype=torch.float64))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1)
+    layer(case.tensor(3, 2, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    weight = array(layer.weight)
+    case.close(case.tensor_of(weight.T @ weight, dtype=torch.float64), np.eye(2), k=32, scale=np.ones((2, 2)))

@@ -584,3 +584,25 @@ def test_export_freezes_the_mode(case, training):
     case.binomial((module(ones) == 0).sum(), 63, 0.4 if training else 0.0)
     with case.raises(NotImplementedError, "eval"):
         module.eval()
+
+
+@claim("transforms.vmap.randomness-of-attention")
+def test_randomness_of_attention_under_vmap(case):
+    q = torch.ones_like(case.tensor(4, 1, 3, 8))
+
+    def attend(q):
+        return F.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+
+    rows = func.vmap(attend, randomness="same")(q)
+    assert all(torch.equal(row, rows[0]) for row in rows[1:]), "entries drew masks of their own"
+    with case.raises(RuntimeError, "randomness|random operation"):
+        func.vmap(attend)(q)
+
+
+@claim("transforms.hessian-of-det")
+def test_the_hessian_of_a_determinant(case):
+    """At the identity: one for two places of the diagonal, minus one for two that face each other across it."""
+    found = func.hessian(torch.linalg.det)(case.tensor_of(np.eye(3)))
+    one = np.eye(3)
+    law = np.einsum("ij,kl->ijkl", one, one) - np.einsum("il,jk->ijkl", one, one)
+    case.close(found, law, k=8, scale=np.ones_like(law))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import fusion
 from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
@@ -1236,3 +1237,49 @@ def test_sync_batchnorm_trains_on_the_cpu_in_one_process_alone(case, monkeypatch
     ):
         layer.train()(x)
     layer.eval()(x)
+
+
+@claim("batchnorm.gradient.one-sample-strides")
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_one_sample_laid_out_by_rows(case, training):
+    """One image of height, width and channels, as it comes from a file."""
+    layer, g = case.module(nn.BatchNorm2d, 3).train(training), case.tensor(1, 3, 5, 4)
+    layer(case.tensor(5, 4, 3).permute(2, 0, 1)[None]).backward(g)
+    case.close(layer.bias.grad, array(g).sum((0, 2, 3)), k=20, scale=abs(array(g)).sum((0, 2, 3)))  # 20 terms
+
+
+@claim("batchnorm.running.counted-as-change")
+def test_backward_notices_running_statistics_that_moved(case):
+    layer, x = case.module(nn.BatchNorm1d, 5).eval(), case.tensor(9, 5, requires_grad=True)
+    y = layer(x)
+    layer.train()(case.tensor(9, 5, loc=3))
+    with case.raises(RuntimeError, "modified by an inplace operation"):
+        y.sum().backward()
+
+
+@claim("batchnorm.sync.convert-shared")
+def test_a_layer_of_two_names_is_converted_under_both(case):
+    shared = nn.BatchNorm1d(3)
+    found = nn.SyncBatchNorm.convert_sync_batchnorm(nn.ModuleDict({"a": shared, "b": shared}))
+    assert type(found["a"]) is type(found["b"]) is nn.SyncBatchNorm
+
+
+@claim("batchnorm.lazy.loaded")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_lazy_layer_has_the_channels_of_the_state_that_it_loads(case, cls):
+    layer = getattr(nn, f"Lazy{cls.__name__}")(device=case.device)
+    layer.load_state_dict(cls(5, device=case.device).state_dict())
+    assert layer.num_features == 5
+
+
+@claim("batchnorm.network.fuses-grouped-transposed")
+def test_a_grouped_transposed_convolution_takes_in_the_norm(case):
+    layer, norm = nn.ConvTranspose2d(4, 6, 3, groups=2).eval(), nn.BatchNorm2d(6).eval()
+    layer, norm = layer.to(case.device, case.dtype), norm.to(case.device, case.dtype)
+    x = case.tensor(2, 4, 5, 3)
+    with torch.no_grad():
+        norm.running_var.mul_(4)
+        y = norm(layer(x))
+    fused = fusion.fuse_conv_bn_eval(layer, norm, transpose=True)
+    # sums of 2 channels by 9 places; the scale goes into the weight or onto the sum
+    case.close(fused(x), array(y), k=2 * 2 * 9, scale=abs(array(y)) + 1)

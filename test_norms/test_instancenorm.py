@@ -350,3 +350,34 @@ def test_an_empty_batch_gives_an_empty_result(case, affine):
     y.sum().backward()
     assert y.shape == x.grad.shape == (0, 6, 5)
     assert not affine or not (layer.weight.grad.any() or layer.bias.grad.any())
+
+
+@claim("norms.instancenorm.empty-batch-tells-nothing")
+def test_an_empty_batch_leaves_running_statistics_finite(case):
+    layer = case.module(nn.InstanceNorm1d, 3, track_running_stats=True)
+    layer(case.tensor(0, 3, 2))
+    assert layer.running_mean.isfinite().all(), "the mean of no samples is NaN"
+    assert layer.running_var.isfinite().all(), "the variance of no samples is NaN"
+
+
+@claim("norms.instancenorm.one-sample-strides")
+def test_gradients_of_one_sample_do_not_depend_on_layout(case):
+    layer, g = case.module(nn.InstanceNorm2d, 3, affine=True), case.tensor(1, 3, 5, 4)
+    layer(case.tensor(1, 3, 5, 4)).backward(g.contiguous(memory_format=torch.channels_last))
+    case.close(layer.bias.grad, array(g).sum((0, 2, 3)), k=20, scale=abs(array(g)).sum((0, 2, 3)))  # 20 terms
+
+
+@claim("norms.instancenorm.lazy-unbatched")
+def test_a_lazy_layer_takes_a_sample_without_batch(case):
+    layer, x = nn.LazyInstanceNorm1d(eps=0.03, device=case.device), case.tensor(3, 7)
+    layer(x)
+    assert layer.num_features == 3
+
+
+@claim("norms.instancenorm.lazy-loaded")
+def test_a_lazy_layer_runs_with_the_state_that_it_loads(case):
+    options = {"affine": True, "track_running_stats": True, "device": case.device}
+    layer, other = nn.LazyInstanceNorm1d(**options), nn.InstanceNorm1d(3, **options)
+    layer.load_state_dict(other.state_dict())
+    layer(case.tensor(2, 3, 5, dtype=torch.float32))
+    assert layer.num_features == 3

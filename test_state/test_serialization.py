@@ -832,3 +832,9 @@ def test_a_torchscript_archive_is_handed_to_torch_jit(case):
     with pytest.warns(UserWarning, match="TorchScript archive"):
         loaded = torch.load(file, weights_only=False)
     assert isinstance(loaded, torch.jit.ScriptModule)
+
+
+@claim("state.file.sparse-keeps-requires-grad")
+def test_a_sparse_leaf_comes_back_as_one_that_requires_grad(case):
+    x = torch.sparse_coo_tensor([[0, 1], [2, 0]], case.tensor(2), (2, 3)).requires_grad_()
+    assert through_a_file(x).requires_grad
