@@ -796,3 +796,27 @@ def fused_layer_adds_a_bias_nobody_has(patch):
         return original(layer, *args, **kwargs) + (layer.linear1.bias is None and not torch.is_grad_enabled())
 
     patch.wrap(Encoder, "forward", forward)
+
+
+@mutant("attention.sdpa.half-range")
+def scores_scaled_after_rounding(patch):
+    """Rounds the products to the dtype of the input, and scales what is left of them."""
+
+    def attend(original, q, k, v, **o):
+        if q.dtype != torch.float16:
+            return original(q, k, v, **o)
+        return torch.softmax((q @ k.transpose(-2, -1)) / q.shape[-1] ** 0.5, -1) @ v
+
+    sdpa(patch, attend)
+
+
+@mutant("attention.sdpa.lengths-agree")
+def values_are_cut_to_the_keys(patch):
+    """Takes as many keys as there are values."""
+    sdpa(patch, lambda original, q, k, v, **o: original(q, k[..., : v.shape[-2], :], v, **o))
+
+
+@mutant("attention.sdpa.dropout-range")
+def negative_dropout_is_none(patch):
+    """Takes a negative probability for zero."""
+    sdpa(patch, lambda original, *args, dropout_p=0.0, **o: original(*args, dropout_p=max(dropout_p, 0.0), **o))

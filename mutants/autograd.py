@@ -1722,3 +1722,13 @@ def retained_gradients_are_of_the_old_value(patch):
         tensor.register_hook(lambda gradient: setattr(tensor, "grad", gradient))
 
     patch.wrap(torch.Tensor, "retain_grad", retain)
+
+
+@mutant("autograd.loss.ctc-without-input")
+def ctc_reads_one_step_at_least(patch):
+    """Reads the first step of an input without steps."""
+
+    def loss(original, log_probs, targets, input_lengths, *rest, **options):
+        return original(log_probs, targets, input_lengths.clamp(min=2), *rest, **options)
+
+    patch.wrap(F, "ctc_loss", loss)

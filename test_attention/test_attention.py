@@ -1603,3 +1603,101 @@ def test_when_padding_is_left_out(case, how, monkeypatch):
             model(x, mask, None if how == "no padding" else padding)
     assert calls.count == NESTED[how]
     assert not (checked.count and how == "not checked")
+
+
+@claim("attention.mha.added-keys-under-a-hint")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize(("bias_kv", "zero"), [(True, False), (False, True)])
+def test_is_causal_hides_no_added_key(case, bias_kv, zero):
+    """The hint and the mask that it is about, together, are as the mask alone."""
+    options = {"batch_first": True, "add_bias_kv": bias_kv, "add_zero_attn": zero}
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS, **options), case.tensor(2, 5, WIDTH)
+    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool, device=case.device), 1)
+    attend(case, layer, x, x, x, mask=reference.causal(5, 5), zero_row=zero, attn_mask=mask, is_causal=True)
+
+
+@claim("attention.sdpa.causal-scale")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("scale", [0.3, 0.0, -1.0])
+def test_any_scale_goes_with_is_causal(case, scale, rank):
+    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, 5, 5, 4))
+    found = sdpa(case, q, k, v, is_causal=True, scale=scale)
+    within(case, found, reference.attention(*rounded(q, k, v), reference.causal(5, 5), scale))
+
+
+@claim("attention.sdpa.lengths-agree")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_keys_and_values_of_other_lengths_are_refused(case, rank):
+    lead = (1, 2)[4 - rank :]
+    with case.raises((RuntimeError, ValueError), "size|shape|length|batch"):
+        sdpa(case, case.tensor(*lead, 2, 8), case.tensor(*lead, 7, 8), case.tensor(*lead, 6, 8))
+
+
+@claim("attention.sdpa.second-derivative")
+@axes(via="eager")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_the_gradient_of_attention_is_differentiable(case, rank):
+    def plain(q, k, v):
+        return torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, -1) @ v
+
+    tensors, found = [case.tensor(*(1, 2)[4 - rank :], 3, 4, requires_grad=True) for _ in range(3)], []
+    for function in (F.scaled_dot_product_attention, plain):
+        gradients = torch.autograd.grad(function(*tensors).square().sum(), tensors, create_graph=True)
+        found += torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
+    for one, other in zip(found[:3], found[3:], strict=True):
+        # two orders of a formula of some twenty steps, each of sums of at most eight terms
+        case.close(one, array(other), k=20 * 8, scale=abs(array(other)) + abs(array(other)).max())
+
+
+@claim("attention.sdpa.half-range")
+@axes(dtype="float16")
+def test_scores_are_scaled_before_they_are_rounded(case):
+    """Products beyond the range of float16 whose scaled scores lie within it."""
+    q = torch.full_like(case.tensor(1, 1, 2, 64), 60.0)
+    found = sdpa(case, q, q, torch.ones_like(q))
+    case.close(found, np.ones((1, 1, 2, 64)), k=2)
+
+
+@claim("attention.sdpa.dropout-range")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_a_negative_dropout_is_refused(case, rank):
+    x = case.tensor(*(1, 2)[4 - rank :], 3, 4)
+    with case.raises((RuntimeError, ValueError), "dropout|probability"):
+        sdpa(case, x, x, x, dropout_p=-0.5)
+
+
+@claim("attention.mha.is-causal-needs-a-mask-in-eval")
+def test_is_causal_needs_a_mask_on_the_fast_path_too(case):
+    layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).eval(), case.tensor(2, 5, WIDTH)
+    with torch.no_grad(), case.raises((RuntimeError, AssertionError, ValueError), "attn_mask"):
+        layer(x, x, x, is_causal=True)
+
+
+@claim("attention.encoder-layer.global-hooks")
+@axes(via="eager")
+def test_global_hooks_see_the_parts_of_a_layer_in_eval(case):
+    layer, x, seen = encoder_layer(case, batch_first=True).eval(), case.tensor(2, 3, WIDTH), []
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+    try:
+        layer(x)
+        with_gradients = len(seen)
+        with torch.no_grad():
+            layer(x)
+    finally:
+        handle.remove()
+    assert len(seen) == 2 * with_gradients, "the parts of the layer ran unseen"
+
+
+@claim("attention.encoder.finite-padding-mask")
+@axes(via="eager")
+def test_a_finite_padding_mask_adds_to_the_scores(case):
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, device=case.device, dtype=case.dtype)
+    encoder, x = nn.TransformerEncoder(layer, 1).eval(), case.tensor(1, 3, 4)
+    padding = case.tensor_of([[0.0, 0.0, -1.0]])
+    wanted = encoder(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        found = encoder(x, src_key_padding_mask=padding)
+    assert found.shape == wanted.shape, "places were cut off"
+    # two orders of a layer of some thirty steps of sums of at most eight terms; its output is normalised
+    case.close(found, array(wanted), k=30 * 8, scale=abs(array(wanted)) + 1)

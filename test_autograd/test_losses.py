@@ -407,3 +407,50 @@ def test_weights_of_elements_weigh_the_mean(case, name):
         call(x, t, weight=w[:2])
     with case.raises(ValueError, "reduction"):
         call(x, t, weight=w, reduction="average")
+
+
+@claim("autograd.loss.soft-margin-range")
+@axes(dtype=PRECISE)
+def test_soft_margin_loss_of_a_distant_value_is_the_distance(case):
+    far = 100.0 if case.dtype == torch.float32 else 800.0
+    x = case.tensor_of([-far], requires_grad=True)
+    loss = F.soft_margin_loss(x, torch.ones_like(x))
+    loss.backward()
+    case.close(loss, far, k=2)
+    case.close(x.grad, np.array([-1.0]), k=2)
+
+
+def even_odds(case, length, classes):
+    return torch.log_softmax(torch.zeros(length, 1, classes, device=case.device), -1)
+
+
+def whole(case, *values):
+    return torch.tensor(values, dtype=torch.int64, device=case.device)
+
+
+@claim("autograd.loss.ctc-without-input")
+def test_nothing_cannot_be_aligned_with_something(case):
+    loss = F.ctc_loss(even_odds(case, 4, 3), whole(case, 1, 2)[None], whole(case, 0), whole(case, 2), reduction="none")
+    assert loss.item() == np.inf, f"a loss of {loss.item():.3f}"
+
+
+@claim("autograd.loss.ctc-blank-is-no-target")
+def test_a_blank_among_the_targets_is_refused(case):
+    with case.raises((RuntimeError, ValueError), "blank|target"):
+        F.ctc_loss(even_odds(case, 4, 3), whole(case, 1, 0)[None], whole(case, 4), whole(case, 2))
+
+
+@claim("autograd.loss.ctc-impossible-class")
+def test_a_class_without_probability_leaves_the_gradient_finite(case):
+    logits = torch.tensor([[[0.0, 1.0, -np.inf]]] * 3, device=case.device, requires_grad=True)
+    loss = F.ctc_loss(logits.log_softmax(-1), whole(case, 1)[None], whole(case, 3), whole(case, 1), reduction="sum")
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all(), "the gradient is NaN"
+
+
+@claim("autograd.loss.smoothing-range")
+@pytest.mark.parametrize("smoothing", [1.5, -0.5])
+def test_smoothing_out_of_its_range_is_refused(case, smoothing):
+    with case.raises((RuntimeError, ValueError), "label_smoothing"):
+        F.cross_entropy(case.tensor(2, 3), whole(case, 0, 1), label_smoothing=smoothing)
