@@ -1405,3 +1405,14 @@ def lazy_instance_ranks_unchecked(patch):
     """Takes any rank until the first input has been seen."""
     for rank in "123":
         patch.set(getattr(nn, f"LazyInstanceNorm{rank}d"), "_check_input_dim", lambda layer, x: None)
+
+
+@mutant("norms.groupnorm.functional-divisibility")
+def group_norm_takes_any_number_of_groups(patch):
+    """Takes all channels for one group where the groups do not come out even."""
+
+    def group_norm(original, x, groups, *rest, **options):
+        even = groups > 0 and x.shape[1] % groups == 0
+        return original(x, groups if even else 1, *rest, **options)
+
+    patch.wrap(F, "group_norm", group_norm)

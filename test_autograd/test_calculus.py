@@ -317,6 +317,32 @@ def test_the_tangent_of_a_scattered_product_is_that_of_the_product_rule(case):
     case.close(tangent, np.sum(terms, 1), k=8, scale=np.sum(np.abs(terms), 1))
 
 
+@claim("autograd.forward.cumprod-twice")
+@axes(**EAGER)
+def test_the_tangent_of_a_running_product_with_a_zero_is_differentiable(case):
+    """Of a + ab + abc in direction (1, 1, 1) the tangent is 1 + a + b + ab + ac + bc."""
+    x = case.tensor_of([0.3, 0.0, 0.8], requires_grad=True)
+    with forward_ad.dual_level():
+        y = forward_ad.make_dual(x, torch.ones_like(x)).cumprod(0).sum()
+        (found,) = torch.autograd.grad(forward_ad.unpack_dual(y).tangent, x)
+    case.close(found, np.array([1.8, 2.1, 0.3]), k=8)
+
+
+@claim("autograd.forward.householder-twice")
+@axes(**EAGER)
+def test_the_tangent_of_a_reflection_is_differentiable(case):
+    """The first column of I - 2 v v^T / |v|^2 for v = (1, t) adds up to 1 - 2 (1 + t) / (1 + t^2)."""
+    t = case.tensor_of(0.7, requires_grad=True)
+    with forward_ad.dual_level():
+        s = forward_ad.make_dual(t, torch.ones_like(t))
+        column = torch.stack((torch.ones_like(s), s))[:, None]
+        y = torch.linalg.householder_product(column, (2 / (1 + s * s))[None]).sum()
+        (found,) = torch.autograd.grad(forward_ad.unpack_dual(y).tangent, t)
+    at, root = array(t), 1 + array(t) ** 2
+    law = 4 * ((1 + at) * root + 2 * at * (1 - 2 * at - at**2)) / root**3
+    case.close(found, law, k=32, scale=8)  # some thirty steps, none of them on numbers above 8
+
+
 @claim("autograd.forward.constants-have-no-tangent")
 def test_a_constant_has_no_tangent(case):
     x, v = case.tensor(3), case.tensor(3)

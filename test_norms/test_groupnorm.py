@@ -260,6 +260,11 @@ def test_a_batch_of_one_and_of_many_are_treated_alike(case):
 def test_channels_that_do_not_divide_are_refused(case, groups):
     with case.raises(ValueError, "must be divisible"):
         nn.GroupNorm(groups, 6)
+
+
+@claim("norms.groupnorm.functional-divisibility")
+@pytest.mark.parametrize("groups", [4, 5, 12, 0, -1])
+def test_the_function_refuses_channels_that_do_not_divide(case, groups):
     with case.raises(RuntimeError, "divisible|greater than 0"):
         case.function(F.group_norm)(case.tensor(2, 6, 5), groups)
 
