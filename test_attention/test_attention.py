@@ -1668,6 +1668,7 @@ def test_a_negative_dropout_is_refused(case, rank):
 
 
 @claim("attention.mha.is-causal-needs-a-mask-in-eval")
+@axes(via="eager")
 def test_is_causal_needs_a_mask_on_the_fast_path_too(case):
     layer, x = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).eval(), case.tensor(2, 5, WIDTH)
     with torch.no_grad(), case.raises((RuntimeError, AssertionError, ValueError), "attn_mask"):

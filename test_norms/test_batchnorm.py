@@ -1240,6 +1240,7 @@ def test_sync_batchnorm_trains_on_the_cpu_in_one_process_alone(case, monkeypatch
 
 
 @claim("batchnorm.gradient.one-sample-strides")
+@axes(via="eager")
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_of_one_sample_laid_out_by_rows(case, training):
     """One image of height, width and channels, as it comes from a file."""
@@ -1249,6 +1250,7 @@ def test_gradients_of_one_sample_laid_out_by_rows(case, training):
 
 
 @claim("batchnorm.running.counted-as-change")
+@axes(via="eager")
 def test_backward_notices_running_statistics_that_moved(case):
     layer, x = case.module(nn.BatchNorm1d, 5).eval(), case.tensor(9, 5, requires_grad=True)
     y = layer(x)
