@@ -1732,3 +1732,15 @@ def ctc_reads_one_step_at_least(patch):
         return original(log_probs, targets, input_lengths.clamp(min=2), *rest, **options)
 
     patch.wrap(F, "ctc_loss", loss)
+
+
+@mutant("autograd.loss.gaussian-variance-of-all")
+def gaussian_loss_wants_a_variance_for_each(patch):
+    """Refuses a variance of another shape."""
+
+    def loss(original, x, target, variance, *rest, **options):
+        if variance.shape != x.shape:
+            raise ValueError("var is of incorrect size")
+        return original(x, target, variance, *rest, **options)
+
+    patch.wrap(F, "gaussian_nll_loss", loss)

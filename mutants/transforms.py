@@ -264,3 +264,14 @@ def chunks_are_cut_along_the_first_dimension(patch):
     if apis is None:
         raise NotApplicable("no torch.func")
     patch.source(apis.chunk_vmap, "dim=in_dim", "dim=0")
+
+
+@mutant("transforms.jacobian.within-inference-mode")
+def jacobians_stay_in_inference_mode(patch):
+    """Differentiates within inference mode as it finds it."""
+
+    def jacrev(original, f, *args, **named):
+        found = original(f, *args, **named)
+        return lambda *xs: found(*xs) * 0 if torch.is_inference_mode_enabled() else found(*xs)
+
+    patch.wrap(torch.func, "jacrev", jacrev)

@@ -773,3 +773,9 @@ def test_layers_refuse_what_they_cannot_run(case):
         for shape in ((WIDTH,), (1, 2, 3, WIDTH)):
             with case.raises((RuntimeError, ValueError, AssertionError), "2-D or 3-D|2D or 3D|3 dim"):
                 layer(case.tensor(*shape))
+
+
+@claim("recurrent.packed.copied-to-a-dtype")
+def test_a_packed_sequence_is_copied_to_another_dtype(case):
+    packed = nn.utils.rnn.pack_sequence([case.tensor(2), case.tensor(3)], enforce_sorted=False)
+    assert packed.to(torch.float64, copy=True).data.dtype == torch.float64

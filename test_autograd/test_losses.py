@@ -454,3 +454,12 @@ def test_a_class_without_probability_leaves_the_gradient_finite(case):
 def test_smoothing_out_of_its_range_is_refused(case, smoothing):
     with case.raises((RuntimeError, ValueError), "label_smoothing"):
         F.cross_entropy(case.tensor(2, 3), whole(case, 0, 1), label_smoothing=smoothing)
+
+
+@claim("autograd.loss.gaussian-variance-of-all")
+def test_a_variance_may_be_that_of_all_samples(case):
+    x, target, variance = case.tensor(2, 3), case.tensor(2, 3), case.tensor(1, 3).abs() + 0.5
+    found = F.gaussian_nll_loss(x, target, variance, reduction="none")
+    law = (np.log(array(variance)) + (array(x) - array(target)) ** 2 / array(variance)) / 2
+    size = abs(np.log(array(variance))) + (abs(array(x)) + abs(array(target))) ** 2 / array(variance)
+    case.close(found, law, k=6, scale=size)

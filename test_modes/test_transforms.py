@@ -414,6 +414,18 @@ def test_grad_works_within_inference_mode(case):
     case.close(found, 2 * array(x), k=1)
 
 
+@claim("transforms.jacobian.within-inference-mode")
+@pytest.mark.parametrize("name", ["vjp", "jacrev"])
+def test_products_and_jacobians_within_inference_mode(case, name):
+    x = case.tensor(3)
+    with torch.inference_mode():
+        if name == "vjp":
+            (found,) = func.vjp(torch.square, x)[1](torch.ones_like(x))
+        else:
+            found = func.jacrev(torch.square)(x).sum(0)
+    case.close(found, 2 * array(x), k=1)
+
+
 @claim("transforms.jacobian.forward-and-reverse")
 @axes(dtype=PRECISE, via="eager")
 def test_jacobians(case):

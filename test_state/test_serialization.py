@@ -838,3 +838,14 @@ def test_a_torchscript_archive_is_handed_to_torch_jit(case):
 def test_a_sparse_leaf_comes_back_as_one_that_requires_grad(case):
     x = torch.sparse_coo_tensor([[0, 1], [2, 0]], case.tensor(2), (2, 3)).requires_grad_()
     assert through_a_file(x).requires_grad
+
+
+@claim("state.file.shared-without-memory")
+@pytest.mark.parametrize("where", ["empty", "meta"])
+def test_tensors_share_a_storage_that_has_no_memory(case, where):
+    x = torch.empty(0) if where == "empty" else torch.ones(4)
+    file = io.BytesIO()
+    torch.save([x, x.view(-1, 1)], file)
+    file.seek(0)
+    a, b = torch.load(file, map_location="meta" if where == "meta" else None)
+    assert a.untyped_storage()._cdata == b.untyped_storage()._cdata, "each has a storage of its own"
