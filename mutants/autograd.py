@@ -1744,3 +1744,27 @@ def gaussian_loss_wants_a_variance_for_each(patch):
         return original(x, target, variance, *rest, **options)
 
     patch.wrap(F, "gaussian_nll_loss", loss)
+
+
+@mutant("autograd.gradient.log-softmax-of-columns")
+def columns_share_a_maximum(patch):
+    """Subtracts the greatest value of all columns from each."""
+
+    def log_softmax(original, x, dim, *rest, **options):
+        if x.dtype not in (torch.bfloat16, torch.float16) or dim in (-1, x.dim() - 1):
+            return original(x, dim, *rest, **options)
+        shifted = x - x.amax()
+        return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+    patch.wrap(torch, "log_softmax", log_softmax)
+
+
+@mutant("autograd.gradient.aminmax")
+def aminmax_is_detached(patch):
+    """Gives the values without their graph."""
+
+    def aminmax(original, x, **options):
+        low, high = original(x.detach(), **options)
+        return low.requires_grad_(), high.requires_grad_()
+
+    patch.wrap(torch, "aminmax", aminmax)

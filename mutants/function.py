@@ -105,7 +105,12 @@ def every_input_needs_grad(patch):
     patch.set(BackwardCFunction, "needs_input_grad", property(lambda self: (True, True, True)))
 
 
-@mutant("function.ctx.mark-dirty", "function.ctx.mark-dirty-is-checked", "function.ctx.mark-dirty-of-own-views")
+@mutant(
+    "function.ctx.mark-dirty",
+    "function.ctx.mark-dirty-is-checked",
+    "function.ctx.mark-dirty-of-own-views",
+    "function.ctx.mark-dirty-of-views",
+)
 def dirty_tensors_are_forgotten(patch):
     """Does not note what was modified."""
     patch.source(FunctionCtx.mark_dirty, "self.dirty_tensors = args", "pass")

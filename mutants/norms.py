@@ -1416,3 +1416,17 @@ def group_norm_takes_any_number_of_groups(patch):
         return original(x, groups if even else 1, *rest, **options)
 
     patch.wrap(F, "group_norm", group_norm)
+
+
+@mutant("norms.rmsnorm.half-range")
+def squares_in_half_precision(patch):
+    """Squares a float16 input in its own dtype."""
+
+    def rms_norm(original, x, shape, weight=None, eps=None):
+        if x.dtype != torch.float16 or weight is not None:
+            return original(x, shape, weight, eps)
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True))
+
+    if not hasattr(F, "rms_norm"):
+        raise NotApplicable("no rms_norm")
+    patch.wrap(F, "rms_norm", rms_norm)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from specs.reference import attention as reference
 from specs.reference.rounding import Rounded, gelu, gradients, own_errors, relu, sharpened
@@ -1702,3 +1703,20 @@ def test_a_finite_padding_mask_adds_to_the_scores(case):
     assert found.shape == wanted.shape, "places were cut off"
     # two orders of a layer of some thirty steps of sums of at most eight terms; its output is normalised
     case.close(found, array(wanted), k=30 * 8, scale=abs(array(wanted)) + 1)
+
+
+@claim("attention.sdpa.forward-mode")
+@axes(via="eager")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_attention_has_a_forward_mode(case, rank):
+    q, k, v, u = (case.tensor(*(1, 2)[4 - rank :], 3, 4) for _ in range(4))
+    with forward_ad.dual_level():
+        y = F.scaled_dot_product_attention(forward_ad.make_dual(q, u), k, v)
+        tangent = forward_ad.unpack_dual(y).tangent
+    scale = 0.5
+    shares = array(torch.softmax((q @ k.transpose(-2, -1) * scale).double(), -1))
+    slope = array(u) @ np.swapaxes(array(k), -2, -1) * scale
+    law = (shares * (slope - (shares * slope).sum(-1, keepdims=True))) @ array(v)
+    size = (shares * (abs(slope) + (shares * abs(slope)).sum(-1, keepdims=True))) @ abs(array(v))
+    # scores, their exponentials, two sums of three, and a product: sums of four terms thrice, and the shares again
+    case.close(tangent, law, k=32, scale=size + abs(law).max())

@@ -648,3 +648,16 @@ def test_vmap_needs_exactly_one_rule(case):
     both = split({"generate_vmap_rule": True, "vmap": staticmethod(lambda *a: None)})
     with case.raises(RuntimeError, "both.*generate_vmap_rule|generate_vmap_rule.*vmap"):
         torch.func.vmap(lambda x: both.apply(x, 5))(x)
+
+
+@claim("function.ctx.mark-dirty-of-views")
+@axes(via="eager")
+@pytest.mark.parametrize("view", ["of-a-leaf", "of-several"])
+def test_a_function_changes_no_view_that_an_operation_may_not(case, view):
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    x = case.tensor(3, requires_grad=True)
+    with case.raises(RuntimeError, "view of a leaf" if view == "of-a-leaf" else "is a view"):
+        define(forward, lambda ctx, g: 3 * g).apply(x[:1] if view == "of-a-leaf" else x.clone().unbind(0)[0])

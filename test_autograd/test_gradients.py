@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from specs.reference import autograd as reference
-from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -445,3 +445,22 @@ def test_a_real_input_gets_a_real_gradient(case):
     (x * z).backward(z)
     assert x.grad.dtype == torch.float32
     case.close(x.grad, abs(array(z)) ** 2, k=2)  # two squares and a sum
+
+
+@claim("autograd.gradient.log-softmax-of-columns")
+@axes(dtype=REDUCED, via="eager")
+def test_neighbouring_columns_have_maxima_of_their_own(case):
+    x = torch.zeros_like(case.tensor(2, 32))
+    x[0, 8:24] = 300.0  # halves of a vector of 16 columns differ, and those of one of 32
+    found = torch.log_softmax(x, 0)
+    high = np.isin(np.arange(32), range(8, 24))
+    case.close(found, np.where(high, [[0.0], [-300.0]], -np.log(2)), k=2)
+
+
+@claim("autograd.gradient.aminmax")
+@axes(via="eager")
+def test_gradients_of_both_ends(case):
+    x = case.tensor_of([0.3, -2.0, 5.0], requires_grad=True)
+    low, high = torch.aminmax(x)
+    (2 * low + 3 * high).backward()
+    case.same(x.grad, case.tensor_of([0.0, 2.0, 3.0]))

@@ -164,3 +164,10 @@ def test_an_empty_batch_gives_an_empty_result(case):
     y.sum().backward()
     assert y.shape == x.grad.shape == (0, 5)
     assert not layer.weight.grad.any()
+
+
+@claim("norms.rmsnorm.half-range")
+@axes(dtype="float16", via="eager")
+def test_squares_beyond_the_range_do_no_harm(case):
+    found = F.rms_norm(torch.full_like(case.tensor(3, 4), 400.0), (4,))
+    case.close(found, np.ones((3, 4)), k=2)
