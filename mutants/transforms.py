@@ -214,15 +214,16 @@ def inner_graph_is_not_made(patch):
     patch.source(eager_transforms.grad_and_value_impl, "create_graph=True", "create_graph=False")
 
 
-@mutant("transforms.grad.within-inference-mode")
-def grad_stays_in_inference_mode(patch):
+@mutant("transforms.grad.within-inference-mode", "transforms.jacobian.within-inference-mode")
+def derivatives_stay_in_inference_mode(patch):
     """Differentiates within inference mode as it finds it."""
 
-    def grad(original, f, *args, **named):
+    def derivative(original, f, *args, **named):
         found = original(f, *args, **named)
         return lambda *xs: found(*xs) * 0 if torch.is_inference_mode_enabled() else found(*xs)
 
-    patch.wrap(torch.func, "grad", grad)
+    for name in ("grad", "jacrev"):
+        patch.wrap(torch.func, name, derivative)
 
 
 @mutant("transforms.grad.leaves-grad-alone")
@@ -264,14 +265,3 @@ def chunks_are_cut_along_the_first_dimension(patch):
     if apis is None:
         raise NotApplicable("no torch.func")
     patch.source(apis.chunk_vmap, "dim=in_dim", "dim=0")
-
-
-@mutant("transforms.jacobian.within-inference-mode")
-def jacobians_stay_in_inference_mode(patch):
-    """Differentiates within inference mode as it finds it."""
-
-    def jacrev(original, f, *args, **named):
-        found = original(f, *args, **named)
-        return lambda *xs: found(*xs) * 0 if torch.is_inference_mode_enabled() else found(*xs)
-
-    patch.wrap(torch.func, "jacrev", jacrev)
