@@ -48,7 +48,7 @@ def main() -> int:
     options = parser.parse_args()
     options.results.parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor() as pool:
-        return 0 if all(list(pool.map(run_lane, lanes(str(options.results))))) else 1
+        return 0 if all(pool.map(run_lane, lanes(str(options.results)))) else 1
 
 
 if __name__ == "__main__":

@@ -210,15 +210,18 @@ class Reporting:
 
         A run of a few cases gives the examples of their claims alone: all of them import most of torch, 2 s of it.
         """
-        ran = set(self.tally.outcomes)
-        asked = self.settings.selected & claims_here(self.config, self.settings) if is_whole(self.config) else ran
-        return surface.collect((entry for name in ran for entry in self.claims[name].docs), asked)
+        cited = (entry for name in self.tally.outcomes for entry in self.claims[name].docs)
+        return surface.collect(cited, self.asked_claims())
+
+    def asked_claims(self) -> set[str]:
+        """The claims that the whole suite was asked for; of a part of the suite, those that it ran."""
+        if not is_whole(self.config):
+            return set(self.tally.outcomes)
+        return claims_here(self.config, self.settings) & self.settings.selected
 
     def untouched_claims(self) -> list[str]:
         """Claims asked for without a case here, whose tests speak of other dtypes or vias; known of the whole suite."""
-        if not is_whole(self.config):
-            return []
-        return sorted(claims_here(self.config, self.settings) & self.settings.selected - set(self.tally.outcomes))
+        return sorted(self.asked_claims() - set(self.tally.outcomes))
 
     def unmatched_deviations(self) -> list[str]:
         """Entries about what ran here that no case matched; known only where the whole suite ran in every case."""
