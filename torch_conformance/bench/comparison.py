@@ -23,7 +23,7 @@ from torch_conformance.errors import UsageError
 
 EARLY = (6, 9)  # launches after which kernels that lean less than the resolution are let go
 SPREAD_SECONDS = 1.5  # a launch draws for at least so long: other work on the machine pauses within it nearly always
-PATIENCE_SECONDS = 4.0  # and so long if it does not: importing torch, which goes on meanwhile, takes as long
+PATIENCE_SECONDS = 4.0  # and so long if it does not, as long as the next launch is importing torch meanwhile
 SAME_MISS = 0.05  # how often an interval that says "same" may miss; 6 launches are the fewest that can say it
 Progress = Callable[[str], None]
 
@@ -211,7 +211,7 @@ class _Comparison:
             try:
                 self._begin(launch)
                 coming = self._start(scratch, cleanup)
-                self._measure_all(launch)
+                self._measure_all(launch, coming)
             finally:
                 launch.close()
             coming.spread(self.cpus)  # with few kernels open, importing torch takes longer than measuring
@@ -233,7 +233,7 @@ class _Comparison:
         self.about = launch.greetings()
         self.cpu = launch.settle(self.cpus)
 
-    def _measure_all(self, launch: Launch) -> None:
+    def _measure_all(self, launch: Launch, coming: Launch) -> None:
         """Draws the open kernels in rounds, so that the draws of one kernel lie far apart in time.
 
         What else uses the machine comes and goes within tenths of a second; a kernel drawn in one go would meet it in
@@ -260,11 +260,12 @@ class _Comparison:
                     self.open.remove(results[name])
                     return
             passed = time.monotonic() - started
+            patient = passed < PATIENCE_SECONDS and not coming.ready()
             unsettled = [
                 name
                 for name, found in drawn.items()
                 if passed < SPREAD_SECONDS
-                or (passed < PATIENCE_SECONDS and found.disturbed)
+                or (patient and found.disturbed)
                 or (name in unsettled and not found.settled)
             ]
         for result in self.open:

@@ -59,6 +59,11 @@ class Side:
         """What the worker says of itself once torch is imported."""
         return self._reply(START_SECONDS)
 
+    def ready(self) -> bool:
+        """Whether torch is imported and the greeting waits to be read; so is a side that died meanwhile."""
+        assert self.process.stdout
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """The reply to a request. Raises WorkerFailed when there is none, or it is an error."""
         assert self.process.stdin
@@ -128,6 +133,9 @@ class Launch:
 
     def greetings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.sides[0].greeting(), self.sides[1].greeting()
+
+    def ready(self) -> bool:
+        return all(side.ready() for side in self.sides)
 
     def spread(self, cpus: Sequence[int]) -> None:
         """Lets both sides use all of the CPUs, for what is left of importing torch."""

@@ -207,14 +207,13 @@ def main() -> None:
         keep_bytecode(options.bytecode)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the replies
+    gc.disable()  # before the import, a tenth of which it would take
 
     import torch
 
     torch.set_num_threads(options.threads)
     worker = Worker(options.device)
     worker.do_build("layer_norm/s/float32/backward")  # the first backward pass imports more of torch
-    gc.freeze()
-    gc.disable()
     print(json.dumps(describe(options.device)), file=replies)
     for line in sys.stdin:
         request = json.loads(line)
