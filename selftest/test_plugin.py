@@ -270,36 +270,21 @@ def test_the_same_seed_gives_the_same_values_on_every_dtype(house):
     ).assert_outcomes(passed=2)
 
 
-def test_xdist_gives_the_same_verdicts(house, pytester):
-    pytest.importorskip("xdist")
-    result = house(VIOLATED + HOLDS.replace("test_holds", "test_again"), "-n", "2", "--results", "out.jsonl")
-    assert result.ret == 1
-    cases = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
-    assert sorted(case["outcome"] for case in cases) == ["holds", "violated"]
-
-
 CRASHES = HOLDS.replace("case.close(case.tensor_of([1.0]), [1.0], k=1)", "import os; os.abort()")
 
 
-def test_a_crash_costs_only_its_case(house, pytester):
+def test_under_xdist_verdicts_are_the_same_and_a_crash_costs_only_its_case(house, pytester):
     pytest.importorskip("xdist")
+    tests = {"test_wrong": VIOLATED, "test_right": HOLDS, "test_crash": CRASHES, "test_listed_crash": CRASHES}
     house(
-        CRASHES + HOLDS.replace("test_holds", "test_again"),
-        "-n",
-        "1",
-        "--max-worker-restart=4",
-        "--results",
-        "out.jsonl",
+        "".join(text.replace("test_holds", name) for name, text in tests.items()),
+        *("-n", "2", "--max-worker-restart=4", "--results", "out.jsonl"),
+        deviations=DEVIATION.replace("error 0.5", "the interpreter crashed") + 'test = "*test_listed_crash"',
     )
-    cases = {r["test"].partition("::")[2]: r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"}
-    assert cases["test_holds"]["outcome"] == "violated"
-    assert cases["test_holds"]["message"] == "the interpreter crashed"
-    assert cases["test_again"]["outcome"] == "holds"
-
-
-def test_a_listed_crash_deviates(house, pytester):
-    pytest.importorskip("xdist")
-    listed = DEVIATION.replace("error 0.5", "the interpreter crashed")
-    result = house(CRASHES, "-n", "1", "--max-worker-restart=4", "--results", "out.jsonl", deviations=listed)
-    (case,) = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
-    assert (result.ret, case["outcome"], case["error"]) == (0, "deviates", "crash")
+    cases = [r for r in records(pytester.path / "out.jsonl") if r["kind"] == "case"]
+    assert {r["test"].partition("::")[2]: (r["outcome"], r["error"]) for r in cases} == {
+        "test_wrong": ("violated", None),
+        "test_right": ("holds", None),
+        "test_crash": ("violated", "crash"),
+        "test_listed_crash": ("deviates", "crash"),
+    }

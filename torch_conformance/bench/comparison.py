@@ -264,9 +264,7 @@ class _Comparison:
             unsettled = [
                 name
                 for name, found in drawn.items()
-                if passed < SPREAD_SECONDS
-                or (patient and found.disturbed)
-                or (name in unsettled and not found.settled)
+                if passed < SPREAD_SECONDS or (patient and found.disturbed) or (name in unsettled and not found.settled)
             ]
         for result in self.open:
             result.launches.append(drawn[result.kernel.name])
