@@ -1768,3 +1768,28 @@ def aminmax_is_detached(patch):
         return low.requires_grad_(), high.requires_grad_()
 
     patch.wrap(torch, "aminmax", aminmax)
+
+
+@mutant("autograd.gradient.hardswish-at-the-bounds")
+def hardswish_is_curved_at_its_bounds(patch):
+    """Counts the bounds among the inner piece."""
+    patch.wrap(F, "hardswish", lambda original, x, *rest: torch.where(
+        (x < -3) | (x > 3), original(x), x * (x + 3) / 6))  # fmt: skip
+
+
+@mutant("autograd.gradient.atan2-at-the-origin")
+def atan2_divides_by_the_square(patch):
+    """Divides by the squared distance, zero or not."""
+
+    class Angle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y, x):
+            ctx.save_for_backward(y, x)
+            return y.atan2(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            y, x = ctx.saved_tensors
+            return gradient * x / (x * x + y * y), -gradient * y / (x * x + y * y)
+
+    patch.wrap(torch, "atan2", lambda original, y, x: Angle.apply(y, x))

@@ -541,3 +541,32 @@ def test_gradient_of_a_mantissa(case):
     x = case.tensor(3, requires_grad=True)
     torch.ldexp(x, torch.tensor([-1, 0, 3], dtype=torch.int32, device=case.device)).sum().backward()
     case.close(x.grad, np.array([0.5, 1.0, 8.0]), k=1)
+
+
+@claim("autograd.higher.mish-far-out")
+@axes(via="eager")
+def test_second_derivative_of_mish_far_out(case):
+    x = case.tensor_of([800.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(nn.functional.mish(x), x, create_graph=True)
+    (found,) = torch.autograd.grad(gradient, x)
+    case.close(found, np.zeros(1), k=1, scale=1)
+
+
+@claim("autograd.higher.normalize-at-zero")
+@axes(via="eager")
+def test_second_derivative_of_a_normalised_zero(case):
+    x = case.tensor_of([0.0, 0.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad((nn.functional.normalize(x, dim=0, eps=0.5) ** 2).sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.sum(), x)
+    case.close(found, np.array([8.0, 8.0]), k=4)
+
+
+@claim("autograd.higher.logcumsumexp-of-nothing")
+@axes(via="eager")
+def test_second_derivative_of_logcumsumexp_after_minus_infinity(case):
+    x = case.tensor_of([-np.inf, 0.3, 1.1], requires_grad=True)
+    (gradient,) = torch.autograd.grad(x.logcumsumexp(0)[2], x, create_graph=True)
+    (found,) = torch.autograd.grad(gradient[1], x)
+    share = 1 / (1 + np.exp(array(x)[2] - array(x)[1]))
+    # two exponentials of differences of rounded sums of exponentials, twice over; shares are below one
+    case.close(found, share * (1 - share) * np.array([0.0, 1.0, -1.0]), k=32, scale=1)

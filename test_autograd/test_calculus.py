@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import forward_ad, functional, gradcheck
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
@@ -50,6 +51,13 @@ def test_jacobian_of_tuples_is_a_tuple_of_tuples(case, vectorize):
     for row, wanted in zip(found, expected, strict=True):
         for block, values in zip(row, wanted, strict=True):
             case.close(block, values, k=5)  # a power within two eps, two products
+
+
+@claim("autograd.functional.jacobian-of-nothing")
+@axes(**EAGER)
+@pytest.mark.parametrize("inputs", [0, 3])
+def test_a_jacobian_of_nothing_is_empty(case, inputs):
+    assert functional.jacobian(lambda x: 2 * x[:0], case.tensor(inputs)).shape == (0, inputs)
 
 
 @claim("autograd.functional.hessian")
@@ -341,6 +349,80 @@ def test_the_tangent_of_a_reflection_is_differentiable(case):
     at, root = array(t), 1 + array(t) ** 2
     law = 4 * ((1 + at) * root + 2 * at * (1 - 2 * at - at**2)) / root**3
     case.close(found, law, k=32, scale=8)  # some thirty steps, none of them on numbers above 8
+
+
+@claim("autograd.forward.cholesky-inverse")
+@axes(**EAGER)
+def test_the_tangent_of_an_inverse_from_its_factor(case):
+    factor, v = case.tensor_of([[1.7, 0.0], [1.0, 2.0]]), case.tensor_of([[1.0, 0.0], [0.5, -1.0]])
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(torch.cholesky_inverse(forward_ad.make_dual(factor, v))).tangent
+    inverse, change = (
+        np.linalg.inv(array(factor) @ array(factor).T),
+        array(v) @ array(factor).T + array(factor) @ array(v).T,
+    )
+    law = -inverse @ change @ inverse
+    # an inverse and two products of matrices of two rows, whose condition is below 6
+    case.close(found, law, k=6 * 16, scale=abs(inverse) @ abs(change) @ abs(inverse))
+
+
+@claim("autograd.forward.cholesky-solve-broadcast")
+@axes(**EAGER)
+def test_the_tangents_of_a_right_hand_side_that_factors_share(case):
+    b = case.tensor_of([[1.0, 2.0], [-1.0, 3.0]])
+    factor = case.tensor_of([[[2.0, 0.0], [0.7, 3.0]], [[3.0, 0.0], [1.0, 2.0]]])
+    v = case.tensor_of([[[1.0, 0.0], [0.5, -1.0]], [[-1.0, 0.0], [2.0, 0.5]]])
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(torch.cholesky_solve(b, forward_ad.make_dual(factor, v))).tangent
+    transposed = array(factor).transpose(0, 2, 1)
+    inverse = np.linalg.inv(array(factor) @ transposed)
+    change = array(v) @ transposed + array(factor) @ array(v).transpose(0, 2, 1)
+    law = -inverse @ change @ inverse @ array(b)
+    # two solutions and two products with matrices of two rows, whose condition is below 6
+    case.close(found, law, k=6 * 16, scale=abs(inverse) @ abs(change) @ abs(inverse) @ abs(array(b)))
+
+
+SOLVED = {  # of [[t + 2, 1], [1, 3]], whose determinant is 3 t + 5
+    "det": (lambda a: torch.linalg.det(a * a[:1, :1]), lambda t: 18 * t + 34),  # of (t + 2)^2 (3 t + 5)
+    "slogdet": (lambda a: torch.linalg.slogdet(a)[1], lambda t: -9 / (3 * t + 5) ** 2),
+    "solve": (lambda a: torch.linalg.solve(a, torch.ones_like(a[0])).sum(), lambda t: 24 / (3 * t + 5) ** 3),
+}
+
+
+@claim("autograd.forward.solve-twice")
+@axes(**EAGER)
+@pytest.mark.parametrize("name", SOLVED)
+def test_the_tangent_of_what_solves_a_matrix_is_differentiable(case, name):
+    function, law = SOLVED[name]
+    t = case.tensor_of(0.7, requires_grad=True)
+    with forward_ad.dual_level():
+        s = forward_ad.make_dual(t, torch.ones_like(t))
+        one = torch.ones_like(s)
+        y = function(torch.stack((s + 2, one, one, 3 * one)).reshape(2, 2))
+        (found,) = torch.autograd.grad(forward_ad.unpack_dual(y).tangent, t)
+    case.close(found, law(array(t)), k=64, scale=abs(law(array(t))) + 1)  # some thirty steps of a matrix of condition 3
+
+
+NORMALISED = {  # rows of two numbers
+    "layer_norm": lambda x: F.layer_norm(x, (2,), eps=0.25),
+    "group_norm": lambda x: F.group_norm(x, 1, eps=0.25),
+    "batch_norm": lambda x: F.batch_norm(x.reshape(2, 1), None, None, training=True, eps=0.25),
+    "instance_norm": lambda x: F.instance_norm(x.reshape(1, 1, 2), eps=0.25),
+}
+
+
+@claim("autograd.forward.norm-twice")
+@axes(**EAGER)
+@pytest.mark.parametrize("name", NORMALISED)
+def test_the_tangent_of_a_normalisation_is_differentiable(case, name):
+    """The numbers t and 0 become t / sqrt(1 + t^2) and its opposite."""
+    t = case.tensor_of(0.7, requires_grad=True)
+    with forward_ad.dual_level():
+        s = forward_ad.make_dual(t, torch.ones_like(t))
+        y = NORMALISED[name](torch.stack((s, torch.zeros_like(s)))[None]).reshape(2)
+        (found,) = torch.autograd.grad(forward_ad.unpack_dual(y[1]).tangent, t)
+    at = array(t)
+    case.close(found, 3 * at / (1 + at**2) ** 2.5, k=64, scale=4)  # some thirty steps, none of them on numbers above 4
 
 
 @claim("autograd.forward.constants-have-no-tangent")

@@ -464,3 +464,72 @@ def test_gradients_of_both_ends(case):
     low, high = torch.aminmax(x)
     (2 * low + 3 * high).backward()
     case.same(x.grad, case.tensor_of([0.0, 2.0, 3.0]))
+
+
+@claim("autograd.gradient.det-of-singular")
+@axes(via="eager")
+def test_gradient_of_a_determinant_that_is_zero(case):
+    x = case.tensor_of([[1.0, 2.0], [2.0, 4.0]], requires_grad=True)
+    torch.linalg.det(x).backward()
+    case.close(x.grad, np.array([[4.0, -2.0], [-2.0, 1.0]]), k=8, scale=4)
+
+
+@claim("autograd.gradient.hardswish-at-the-bounds")
+@axes(via="eager")
+def test_gradient_of_hardswish_at_its_bounds(case):
+    x = case.tensor_of([-3.0, 3.0], requires_grad=True)
+    F.hardswish(x).sum().backward()
+    case.same(x.grad, case.tensor_of([0.0, 1.0]))
+
+
+@claim("autograd.gradient.atan2-at-the-origin")
+@axes(via="eager")
+def test_gradient_of_an_angle_at_the_origin(case):
+    x, y = (case.tensor_of([0.0], requires_grad=True) for _ in range(2))
+    torch.atan2(y, x).backward()
+    case.close(torch.cat((x.grad, y.grad)), np.zeros(2), k=0)
+
+
+@claim("autograd.gradient.hypot-at-the-origin")
+@axes(via="eager")
+def test_gradient_of_a_length_at_the_origin(case):
+    x, y = (case.tensor_of([0.0], requires_grad=True) for _ in range(2))
+    torch.hypot(y, x).backward()
+    case.close(torch.cat((x.grad, y.grad)), np.zeros(2), k=0)
+
+
+@claim("autograd.gradient.incomplete-gamma-at-zero")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["gammainc", "gammaincc"])
+def test_gradient_of_an_incomplete_gamma_function_at_zero(case, name):
+    x = case.tensor_of([0.0], requires_grad=True)
+    getattr(torch.special, name)(torch.ones_like(x), x).backward()
+    case.close(x.grad, np.array([1.0 if name == "gammainc" else -1.0]), k=4)
+
+
+@claim("autograd.gradient.reduction-without-self")
+@axes(via="eager")
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("reduce", ["amax", "amin"])
+@pytest.mark.parametrize("name", ["scatter_reduce", "index_reduce"])
+def test_what_a_reduction_replaces_takes_no_part_in_its_gradient(case, name, reduce):
+    x, values = case.tensor_of([2.0, 1.0]), case.tensor_of([2.0, 2.0], requires_grad=True)
+    index = torch.tensor([0, 0], device=case.device)
+    getattr(torch, name)(x, 0, index, values, reduce, include_self=False).sum().backward()
+    case.same(values.grad, case.tensor_of([0.5, 0.5]))
+
+
+@claim("autograd.gradient.xlogy-at-zero")
+@axes(via="eager")
+def test_gradient_of_xlogy_at_zero(case):
+    y = case.tensor_of([0.0], requires_grad=True)
+    torch.xlogy(torch.zeros_like(y), y).backward()
+    case.close(y.grad, np.zeros(1), k=0)
+
+
+@claim("autograd.gradient.sgn-is-ordinary")
+@axes(via="eager")
+def test_the_gradient_of_sgn_can_be_changed(case):
+    x = case.tensor(3, requires_grad=True)
+    (found,) = torch.autograd.grad(torch.sgn(x).sum(), x)
+    case.same(found.add_(1), torch.ones_like(x))

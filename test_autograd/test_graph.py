@@ -238,3 +238,21 @@ def test_tensor_derives_from_a_base_written_in_c(case):
     assert base.__module__ == "torch._C"
     assert issubclass(torch.Tensor, object)
     assert issubclass(nn.Parameter, torch.Tensor)
+
+
+@claim("autograd.graph.deepcopy-of-parameters")
+@axes(via="eager")
+def test_a_deep_copy_of_a_parameter_has_its_gradient(case):
+    weight = nn.Parameter(case.tensor(3))
+    weight.grad = case.tensor(3)
+    made = copy.deepcopy(weight)
+    assert made.grad is not None, "the gradient is lost"
+    case.same(made.grad, weight.grad)
+
+
+@claim("autograd.graph.deepcopy-of-attributes")
+@axes(via="eager")
+def test_a_deep_copy_of_a_parameter_has_its_attributes(case):
+    weight = nn.Parameter(case.tensor(3))
+    weight.group = "frozen"
+    assert getattr(copy.deepcopy(weight), "group", "the attribute is lost") == "frozen"

@@ -891,3 +891,22 @@ def place(model, kind, value):
         model.register_buffer("x", value)
     else:
         model.x = value
+
+
+class Collecting(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return self.kind({"a": 2 * x}) if self.kind is dict else self.kind([2 * x])
+
+
+@claim("hooks.backward.collections-of-outputs")
+@axes(via="eager")
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_full_backward_hook_fires_for_collections(case, kind):
+    layer, seen = Collecting(kind), []
+    layer.register_full_backward_hook(lambda *_: seen.append("fired"))
+    layer(case.tensor(3, requires_grad=True))["a" if kind is dict else 0].sum().backward()
+    assert seen == ["fired"]
