@@ -50,7 +50,14 @@ def vmap_reads_the_first_table(patch):
         function, **o)(tables[:1].expand_as(tables), ids))  # fmt: skip
 
 
-@mutant("transforms.vmap.randomness", "transforms.vmap.equals-loop", "transforms.vmap.batchnorm-buffers")
+@mutant(
+    "transforms.vmap.randomness",
+    "transforms.vmap.equals-loop",
+    "transforms.vmap.batchnorm-buffers",
+    "transforms.vmap.index-by-entry",
+    "transforms.vmap.view-as-dtype",
+    "transforms.vmap.searches-for-numbers",
+)
 def vmap_maps_the_whole(patch):
     """Calls the function once on everything: no entry is mapped."""
     transform(patch, "vmap", lambda original, function, **o: function)
@@ -265,3 +272,14 @@ def chunks_are_cut_along_the_first_dimension(patch):
     if apis is None:
         raise NotApplicable("no torch.func")
     patch.source(apis.chunk_vmap, "dim=in_dim", "dim=0")
+
+
+@mutant("transforms.jacobian.linearized-constant")
+def a_linearisation_is_one(patch):
+    """Takes every derivative for one."""
+
+    def linearize(original, function, *primals):
+        made = function(*primals)
+        return made, lambda *tangents: torch.ones_like(made)
+
+    transform(patch, "linearize", linearize)

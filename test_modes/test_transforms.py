@@ -618,3 +618,58 @@ def test_the_hessian_of_a_determinant(case):
     one = np.eye(3)
     law = np.einsum("ij,kl->ijkl", one, one) - np.einsum("il,jk->ijkl", one, one)
     case.close(found, law, k=8, scale=np.ones_like(law))
+
+
+@claim("transforms.vmap.fills-by-entry")
+def test_vmap_fills_each_entry_with_its_value(case):
+    x, values, at = case.tensor(3), case.tensor(4), torch.tensor([1], device=case.device)
+    found = func.vmap(lambda value: x.index_fill(0, at, value))(values)
+    case.same(found, torch.stack([x.index_fill(0, at, value) for value in values]))
+
+
+@claim("transforms.vmap.rolls-numbers")
+@pytest.mark.parametrize("move", [lambda x: x.roll(1), lambda x: x.flip(0)], ids=["roll", "flip"])
+def test_vmap_leaves_entries_without_axes_in_place(case, move):
+    x = case.tensor(3)
+    case.same(func.vmap(move)(x), torch.stack([move(entry) for entry in x]))
+
+
+@claim("transforms.vmap.index-by-entry")
+def test_vmap_indexes_by_numbers(case):
+    x, i = case.tensor(3, 4), torch.tensor([2, 0, 3], device=case.device)
+    case.same(func.vmap(lambda x, i: x[i])(x, i), x.gather(1, i[:, None])[:, 0])
+
+
+@claim("transforms.vmap.view-as-dtype")
+@axes(dtype="float32")
+def test_vmap_views_the_bits(case):
+    x = case.tensor(3, 4)
+    found = func.vmap(lambda x: x.view(torch.int32).sum())(x)
+    case.same(found, x.view(torch.int32).sum(1))
+
+
+@claim("transforms.vmap.searches-for-numbers")
+def test_vmap_searches_each_row_for_a_number(case):
+    rows, x = case.tensor_of([[0.0, 1.0], [2.0, 3.0]]), case.tensor_of([0.5, 1.0])
+    assert func.vmap(torch.searchsorted)(rows, x).tolist() == [1, 0]
+
+
+@claim("transforms.jacobian.argnums-from-the-end")
+@pytest.mark.parametrize("name", ["jacfwd", "jacrev"])
+def test_arguments_count_from_the_end(case, name):
+    x, y = case.tensor(3), case.tensor(3)
+    case.close(getattr(func, name)(lambda x, y: x * y, argnums=-1)(x, y), np.diag(array(x)), k=0)
+
+
+@claim("transforms.jacobian.linearized-constant")
+def test_a_constant_linearized_is_zero(case):
+    x, constant = case.tensor(3), case.tensor(2)
+    _, tangent = func.linearize(lambda x: constant, x)
+    case.same(tangent(case.tensor(3)).detach(), torch.zeros_like(constant))
+
+
+@claim("transforms.grad.forward-over-reverse")
+def test_the_gradient_of_a_mean_squared_error_has_a_tangent(case):
+    x, target, v = case.tensor(4), case.tensor(4), case.tensor(4)
+    _, found = func.jvp(func.grad(lambda x: F.mse_loss(x, target)), (x,), (v,))
+    case.close(found, array(v) / 2, k=2)  # twice the tangent, divided by four
