@@ -425,6 +425,41 @@ def test_the_tangent_of_a_normalisation_is_differentiable(case, name):
     case.close(found, 3 * at / (1 + at**2) ** 2.5, k=64, scale=4)  # some thirty steps, none of them on numbers above 4
 
 
+@claim("autograd.forward.padding-row")
+@axes(**EAGER)
+def test_the_padding_row_has_no_tangent(case):
+    table, v = case.tensor(3, 2), case.tensor(3, 2)
+    index = torch.tensor([1, 2, 1], device=case.device)
+    with forward_ad.dual_level():
+        y = F.embedding(index, forward_ad.make_dual(table, v), padding_idx=1)
+        found = forward_ad.unpack_dual(y).tangent
+    case.same(found, torch.stack((torch.zeros_like(v[1]), v[2], torch.zeros_like(v[1]))))
+
+
+@claim("autograd.forward.angle-at-the-origin")
+@axes(**EAGER)
+def test_the_tangent_of_an_angle_at_the_origin(case):
+    x = case.tensor_of([0.0])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        found = forward_ad.unpack_dual(torch.atan2(dual, dual)).tangent
+    case.close(found, np.zeros(1), k=0)
+
+
+@claim("autograd.gradient.entropy-at-the-ends")
+@axes(**EAGER)
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_the_derivative_of_a_cross_entropy_at_its_ends(case, mode):
+    x = case.tensor_of([0.0, 1.0], requires_grad=True)
+    with forward_ad.dual_level():
+        y = F.binary_cross_entropy(forward_ad.make_dual(x, torch.ones_like(x)), x.detach(), reduction="none")
+        if mode == "forward":
+            found = forward_ad.unpack_dual(y).tangent
+        else:
+            (found,) = torch.autograd.grad(y.sum(), x)
+    case.close(found, np.array([1.0, -1.0]), k=4)
+
+
 @claim("autograd.forward.constants-have-no-tangent")
 def test_a_constant_has_no_tangent(case):
     x, v = case.tensor(3), case.tensor(3)
