@@ -266,6 +266,12 @@ def jacfwd_forgets_what_comes_with_it(patch):
         (lambda *x: o(f, *a, has_aux=True, **k)(*x)[::-1]) if has_aux else o(f, *a, **k)))  # fmt: skip
 
 
+@mutant("transforms.vmap.chunk-size")
+def everything_is_one_chunk(patch):
+    """Checks chunk_size and forgets it."""
+    patch.source(vmap._get_chunked_inputs, "if chunk_size is not None:", "if False:")
+
+
 @mutant("transforms.vmap.in-chunks")
 def chunks_are_cut_along_the_first_dimension(patch):
     """Cuts every argument along dimension 0, wherever its entries lie."""

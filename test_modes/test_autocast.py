@@ -323,6 +323,8 @@ def test_lists_of_cuda(case):
 def test_custom_decorators_need_a_device(case, name):
     with case.raises(TypeError, "device_type"):
         getattr(torch.amp, name)(lambda ctx, x: x)
+    with case.raises(ValueError, "device_type"):
+        getattr(torch.amp, name)(lambda ctx, x: x, device_type=0)
 
 
 def backward_of_a_product(seen, device):

@@ -158,6 +158,18 @@ def test_vmap_equals_the_loop(case, chunk):
     case.same(added[1], x.T.contiguous())
 
 
+@claim("transforms.vmap.chunk-size")
+def test_no_more_entries_at_once_than_chunk_size(case):
+    x, sizes = case.tensor(3, 5), []
+
+    def entry(column):
+        sizes.append(torch._C._functorch.get_unwrapped(column).shape[1])
+        return 2 * column
+
+    case.same(func.vmap(entry, in_dims=1, out_dims=1, chunk_size=2)(x), 2 * x)
+    assert sizes == [2, 2, 1]
+
+
 @claim("transforms.vmap.equals-loop")
 def test_vmap_takes_dimensions_from_either_end(case):
     x = case.tensor(2, 3, 4)

@@ -448,6 +448,16 @@ def test_memory_format_is_for_four_dimensions(case):
     case.same(model[0].weight.detach(), before)
 
 
+@claim("module.cast.memory-format")
+def test_a_dtype_beside_the_memory_format(case):
+    layer = nn.Conv2d(3, 4, 2, device=case.device)
+    layer.register_buffer("seen", torch.ones(2, 3, 4, 5, dtype=torch.int64, device=case.device))
+    layer.to(torch.bfloat16, memory_format=torch.channels_last)
+    assert (layer.weight.dtype, layer.bias.dtype, layer.seen.dtype) == (torch.bfloat16, torch.bfloat16, torch.int64)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert layer.seen.is_contiguous(memory_format=torch.channels_last)
+
+
 @claim("module.cast.to-empty")
 def test_to_empty_comes_without_values(case):
     model = case.module(Tree)
