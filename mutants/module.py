@@ -714,3 +714,28 @@ def next_constructor_is_never_called(patch):
 def next_constructor_is_always_called(patch):
     """Calls the next constructor whether it was asked for or not."""
     patch.source(Module.__init__, "if self.call_super_init:", "if True:")
+
+
+@mutant("module.register.own-parameter-class")
+def marked_tensors_are_of_every_class(patch):
+    """Takes the mark of a parameter for that of each class derived from it."""
+    patch.source(type(nn.Parameter).__instancecheck__, "self is Parameter", "True")
+
+
+@mutant("module.register.uninitialized-complex")
+def complex_lazy_parameters_cannot_be_cast(patch):
+    """Does not answer whether it is complex before it has a shape."""
+    mixin = nn.parameter.UninitializedTensorMixin
+    patch.set(mixin, "_allowed_methods", [m for m in mixin._allowed_methods if m is not torch.Tensor.is_complex])
+
+
+@mutant("module.names.set-submodule-modules-alone")
+def anything_is_put_among_modules(patch):
+    """Puts whatever it is given."""
+    patch.source(Module.set_submodule, "not isinstance(module, torch.nn.Module)", "False")
+
+
+@mutant("module.functional-call.keywords-alone")
+def no_arguments_are_one(patch):
+    """Hands None on as an argument."""
+    patch.source(nn.utils.stateless._functional_call, "args = ()", "args = (args,)")

@@ -1,6 +1,7 @@
 """nn.Module: what is registered, what it is called, how it is cast, copied, contained and parametrised."""
 
 import copy
+import pickle
 from collections import OrderedDict
 
 import numpy as np
@@ -1300,3 +1301,77 @@ def test_softmax_chooses_its_dimension_with_a_warning(case):
     for shape in ((3, 4), (1, 2, 3, 4, 5)):
         with case.raises((ValueError, AssertionError), "3D or 4D|2D or 3D|expected input"):
             nn.Softmax2d()(case.tensor(*shape))
+
+
+@claim("module.register.own-parameter-class")
+def test_a_parameter_is_of_no_class_that_it_was_not_made_of(case):
+    class Own(nn.Parameter):
+        pass
+
+    parameter = nn.Parameter(case.tensor(2).as_subclass(type("Other", (torch.Tensor,), {})))
+    assert isinstance(parameter, nn.Parameter)
+    assert not isinstance(parameter, Own)
+    assert isinstance(Own(case.tensor(2)), Own)
+
+
+@claim("module.register.buffer-over-attribute")
+def test_a_buffer_takes_the_place_of_an_attribute(case):
+    module = nn.Module()
+    module.table = None
+    module.table = nn.Buffer(case.tensor(3))
+    assert list(module.state_dict()) == ["table"]
+
+
+@claim("module.register.uninitialized-complex")
+@pytest.mark.filterwarnings("ignore:Complex modules", "ignore:Lazy modules")
+def test_a_lazy_layer_of_complex_numbers_is_cast(case):
+    assert nn.LazyLinear(3, dtype=torch.complex64).to(torch.complex128).weight.dtype == torch.complex128
+
+
+@claim("module.register.uninitialized-pickled")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_is_pickled_with_its_dtype(case):
+    assert pickle.loads(pickle.dumps(nn.LazyLinear(3, dtype=torch.float64))).weight.dtype == torch.float64
+
+
+@claim("module.names.set-submodule-modules-alone")
+def test_what_is_no_module_is_not_put_among_them(case):
+    model = nn.Sequential(nn.ReLU())
+    with case.raises((ValueError, TypeError), "not an nn.Module"):
+        model.set_submodule("scale", 5)
+    assert not hasattr(model, "scale")
+
+
+@claim("module.containers.sequential-insert-among-names")
+def test_inserting_among_names_of_ones_own(case):
+    model = nn.Sequential(OrderedDict(first=nn.ReLU(), second=nn.Tanh()))
+    model.insert(1, nn.Sigmoid())
+    assert [type(module) for module in model] == [nn.ReLU, nn.Sigmoid, nn.Tanh]
+
+
+@claim("module.containers.sequential-names-stay")
+def test_deleting_a_module_renames_no_other(case):
+    model = nn.Sequential(OrderedDict(first=nn.ReLU(), second=nn.Tanh(), third=nn.Sigmoid()))
+    del model[0]
+    assert [name for name, _ in model.named_children()] == ["second", "third"]
+
+
+@claim("module.activation.softmax-dim-is-a-number")
+@pytest.mark.parametrize("name", ["Softmax", "LogSoftmax", "Softmin"])
+def test_a_dimension_that_is_no_number_is_refused(case, name):
+    with case.raises(TypeError, "dim"):
+        getattr(nn, name)(dim="1")
+
+
+@claim("module.functional-call.keywords-alone")
+def test_a_module_may_be_called_with_keywords_alone(case):
+    layer, x = case.module(nn.Linear, 3, 2), case.tensor(1, 3)
+    found = torch.func.functional_call(layer, {"bias": 2 * layer.bias}, None, {"input": x})
+    case.same(found, nn.functional.linear(x, layer.weight, 2 * layer.bias))
+
+
+@claim("module.vector.length")
+def test_a_vector_longer_than_the_parameters_is_refused(case):
+    layer = case.module(nn.Linear, 2, 3)
+    with case.raises((ValueError, RuntimeError), "size|length|elements|numel"):
+        nn.utils.vector_to_parameters(case.tensor(10), layer.parameters())
