@@ -413,3 +413,9 @@ def recurrent_layer_keeps_its_list_of_weights(patch):
     if not hasattr(nn.RNNBase, "_weights_have_changed"):
         raise NotApplicable("this torch does so already")
     patch.set(nn.RNNBase, "_weights_have_changed", lambda layer: False)
+
+
+@mutant("parametrizations.several-tensors.whole-numbers")
+def several_tensors_require_gradients_at_first(patch):
+    """Makes each of several tensors a parameter that requires gradients, and lets it have its flag afterwards."""
+    patch.source(List.__init__, "Parameter(originali, original.requires_grad)", "Parameter(originali)")

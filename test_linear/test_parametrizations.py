@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import utils
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from specs.reference import parametrizations as reference
 from torch_conformance.axes import PRECISE, VIAS
@@ -882,3 +882,59 @@ def test_weight_decay_leaves_the_columns_orthonormal(case):
     optimizer.step()
     weight = array(layer.weight)
     case.close(case.tensor_of(weight.T @ weight, dtype=torch.float64), np.eye(2), k=32, scale=np.ones((2, 2)))
+
+
+class Halves(nn.Module):
+    """A sum of two tensors."""
+
+    def forward(self, one, other):
+        return one + other
+
+    def right_inverse(self, weight):
+        return weight // 2, weight - weight // 2
+
+
+@claim("parametrizations.several-tensors.whole-numbers")
+@axes(via="eager")
+def test_whole_numbers_are_parametrized_by_several_tensors(case):
+    module = nn.Module()
+    module.table = nn.Parameter(torch.arange(4, device=case.device), requires_grad=False)
+    parametrize.register_parametrization(module, "table", Halves())
+    assert module.table.tolist() == [0, 1, 2, 3]
+    assert not module.parametrizations.table.original1.requires_grad
+
+
+@claim("parametrizations.weight-hook.copied")
+@axes(via="eager")
+def test_a_layer_under_weight_norm_is_copied(case):
+    layer = nn.utils.weight_norm(case.module(nn.Linear, 3, 2))
+    x = case.tensor(1, 3)
+    case.same(copy.deepcopy(layer)(x), layer(x))
+
+
+@claim("parametrizations.spectral-hook.copied")
+@axes(via="eager")
+def test_a_layer_under_spectral_norm_is_copied(case):
+    layer, x = nn.utils.spectral_norm(case.module(nn.Linear, 3, 2)), case.tensor(1, 3)
+    layer(x)
+    case.same(copy.deepcopy(layer).eval()(x), layer.eval()(x))
+
+
+@claim("parametrizations.spectral-hook.complex")
+@axes(via="eager")
+def test_the_hook_divides_a_complex_weight_by_its_greatest_singular_value(case):
+    options = {"dtype": torch.complex128, "device": case.device}
+    layer = nn.utils.spectral_norm(nn.Linear(2, 2, bias=False, **options), n_power_iterations=60)
+    with torch.no_grad():
+        layer.weight_orig.copy_(torch.tensor([[4, 2j], [2j, 4j]]))
+    layer(torch.ones(1, 2, **options))
+    # the iteration ends where rounding does; the greatest singular value of a weight of four numbers
+    case.close(torch.linalg.svdvals(layer.weight.detach())[0], np.array(1.0), k=64)
+
+
+@claim("parametrizations.pruning.copied")
+@axes(via="eager")
+def test_a_pruned_layer_is_copied(case):
+    layer, x = case.module(nn.Linear, 3, 2), case.tensor(1, 3)
+    prune.l1_unstructured(layer, "weight", 2)
+    case.same(copy.deepcopy(layer)(x), layer(x))
