@@ -584,3 +584,35 @@ def test_deterministic_algorithms_fill_new_memory_with_nan(case):
         assert torch.empty(5, dtype=case.dtype, device=case.device).isnan().all()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@claim("init.sparse.generator")
+def test_the_generator_decides_where_the_zeros_lie(case):
+    def fill(seed):
+        torch.manual_seed(seed)
+        return nn.init.sparse_(torch.empty(64, 8), 0.5, generator=torch.Generator().manual_seed(3))
+
+    case.same(fill(1), fill(2))
+
+
+@claim("init.sparse.fraction")
+@pytest.mark.parametrize("fraction", [-0.5, 1.5])
+def test_a_fraction_of_zeros_lies_between_none_and_all(case, fraction):
+    with case.raises(ValueError, "sparsity"):
+        nn.init.sparse_(torch.empty(4, 3, device=case.device), fraction)
+
+
+@claim("init.xavier.no-elements")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", ["xavier_uniform_", "xavier_normal_"])
+def test_xavier_leaves_what_holds_nothing_alone(case, name):
+    x = torch.empty(0, 0, device=case.device)
+    assert getattr(nn.init, name)(x) is x
+
+
+@claim("init.identity.eye-beside-the-default-device")
+def test_eye_fills_its_tensor_whatever_the_default_device(case):
+    x = torch.zeros(3, 4, device=case.device)
+    with torch.device("meta"):
+        nn.init.eye_(x)
+    case.same(x, case.tensor_of([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]))
