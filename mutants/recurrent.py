@@ -1,5 +1,7 @@
 """The ways in which an implementation of recurrent networks goes wrong."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.modules import rnn
@@ -520,3 +522,28 @@ def conversions_forget_the_order(patch):
 def padding_always_follows(patch):
     """Pads to the right whatever was asked for."""
     patch.wrap(utils, "pad_sequence", lambda o, given, *a, padding_side="right", **k: o(given, *a, **k))
+
+
+@mutant("recurrent.packed.default-device")
+def lengths_go_to_the_default_device(patch):
+    """Makes the tensor of lengths wherever tensors are made."""
+    patch.source(utils.pack_padded_sequence, ', device="cpu"', "")
+
+
+@mutant("recurrent.packed.lengths-of-all")
+def sequences_without_length_are_dropped(patch):
+    """Ends with the last length."""
+    patch.source(utils.unpad_sequence, ", strict=True", "")
+
+
+@mutant("recurrent.layout.no-steps")
+def no_steps_give_no_outputs(patch):
+    """Returns an empty output."""
+
+    def run(name, x, states, *rest):
+        if len(x):
+            return getattr(_VF, name)(x, states, *rest)
+        return (x, *states) if name == "lstm" else (x, states)
+
+    patch.set(rnn, "_VF", Functions(**{name: partial(run, name) for name in ("lstm", "gru", "rnn_tanh")}))
+    patch.set(rnn, "_rnn_impls", {**rnn._rnn_impls, "RNN_TANH": partial(run, "rnn_tanh")})

@@ -779,3 +779,49 @@ def test_layers_refuse_what_they_cannot_run(case):
 def test_a_packed_sequence_is_copied_to_another_dtype(case):
     packed = nn.utils.rnn.pack_sequence([case.tensor(2), case.tensor(3)], enforce_sorted=False)
     assert packed.to(torch.float64, copy=True).data.dtype == torch.float64
+
+
+@claim("recurrent.packed.default-device")
+@axes(via="eager")
+def test_a_list_of_lengths_stays_on_the_cpu(case):
+    torch.set_default_device("meta")
+    try:
+        packed = pack_padded_sequence(torch.ones(3, 2, 1, device="cpu"), [3, 2])
+    finally:
+        torch.set_default_device(None)
+    assert packed.batch_sizes.tolist() == [2, 2, 1]
+
+
+@claim("recurrent.packed.lengths-of-all")
+@axes(via="eager")
+def test_every_sequence_needs_a_length(case):
+    with case.raises((ValueError, RuntimeError), "shorter|length|size"):
+        rnn.unpad_sequence(case.tensor(4, 3, 2), torch.tensor([3, 2], device=case.device))
+
+
+@claim("recurrent.packed.whole-lengths")
+@axes(via="eager")
+def test_a_length_is_a_whole_number(case):
+    with case.raises((TypeError, ValueError, RuntimeError), "int|whole|length"):
+        pack_padded_sequence(case.tensor(3, 2, 1), [3, 1.5])
+
+
+@claim("recurrent.cell.nonlinearity-checked")
+def test_a_cell_refuses_an_unknown_nonlinearity_when_it_is_made(case):
+    with case.raises((ValueError, RuntimeError), "nonlinearity"):
+        nn.RNNCell(WIDTH, HIDDEN, nonlinearity="sigmoid")
+
+
+@claim("recurrent.cell.sizes-checked")
+@pytest.mark.parametrize("cls", CELLS, ids=name)
+def test_a_cell_without_state_is_refused(case, cls):
+    with case.raises(ValueError, "hidden_size"):
+        cls(WIDTH, 0)
+
+
+@claim("recurrent.layout.no-steps")
+@axes(via="eager")
+@pytest.mark.parametrize("cls", NETWORKS, ids=name)
+def test_a_sequence_without_steps_is_refused(case, cls):
+    with case.raises((RuntimeError, ValueError), "sequence length"):
+        cls(WIDTH, HIDDEN, device=case.device)(case.tensor(0, 2, WIDTH, dtype=torch.float32))
