@@ -820,3 +820,9 @@ def values_are_cut_to_the_keys(patch):
 def negative_dropout_is_none(patch):
     """Takes a negative probability for zero."""
     sdpa(patch, lambda original, *args, dropout_p=0.0, **o: original(*args, dropout_p=max(dropout_p, 0.0), **o))
+
+
+@mutant("attention.transformer.causal-mask-dtype")
+def causal_mask_is_single(patch):
+    """Makes the mask in float32 whatever the default."""
+    patch.source(transformer._generate_square_subsequent_mask, "dtype=dtype", "dtype=dtype or torch.float32")

@@ -1720,3 +1720,57 @@ def test_attention_has_a_forward_mode(case, rank):
     size = (shares * (abs(slope) + (shares * abs(slope)).sum(-1, keepdims=True))) @ abs(array(v))
     # scores, their exponentials, two sums of three, and a product: sums of four terms thrice, and the shares again
     case.close(tangent, law, k=32, scale=size + abs(law).max())
+
+
+@claim("attention.sdpa.mask-of-keys-alone")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("kind", ["boolean", "float"])
+def test_a_mask_of_one_dimension_is_one_of_keys(case, rank, kind):
+    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, 5, 4, 4))
+    shown = torch.tensor([True, False, True, True], device=case.device)
+    mask = shown if kind == "boolean" else case.tensor_of([0.0, -np.inf, 0.0, 0.0])
+    wanted = np.where(array(shown), 0.0, -np.inf)
+    within(case, sdpa(case, q, k, v, attn_mask=mask), reference.attention(*rounded(q, k, v), wanted))
+
+
+@claim("attention.mha.dropout-range")
+@pytest.mark.parametrize("p", [-0.5, 1.5])
+def test_attention_refuses_a_dropout_that_is_no_probability(case, p):
+    with case.raises(ValueError, "dropout|probability"):
+        nn.MultiheadAttention(WIDTH, HEADS, dropout=p)
+
+
+@claim("attention.encoder.no-layers")
+@axes(via="eager")
+def test_an_encoder_without_layers_returns_its_input(case):
+    layer = nn.TransformerEncoderLayer(4, 2, 8, device=case.device, dtype=case.dtype)
+    x = case.tensor(3, 2, 4)
+    case.same(nn.TransformerEncoder(layer, 0, enable_nested_tensor=False)(x), x)
+
+
+@claim("attention.decoder.no-layers")
+@axes(via="eager")
+def test_a_decoder_without_layers_returns_its_target(case):
+    layer = nn.TransformerDecoderLayer(4, 2, 8, device=case.device, dtype=case.dtype)
+    x = case.tensor(3, 2, 4)
+    case.same(nn.TransformerDecoder(layer, 0)(x, case.tensor(5, 2, 4)), x)
+
+
+@claim("attention.transformer.causal-mask-dtype")
+@axes(via="eager")
+def test_the_causal_mask_has_the_default_dtype(case):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert nn.Transformer.generate_square_subsequent_mask(3).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+
+
+@claim("attention.encoder-layer.is-causal-needs-a-mask-in-eval")
+@axes(via="eager")
+def test_a_layer_told_of_a_causal_mask_needs_it(case):
+    layer, x = encoder_layer(case, batch_first=True).eval(), case.tensor(2, 3, WIDTH)
+    with torch.no_grad(), case.raises((RuntimeError, AssertionError, ValueError), "attn_mask|src_mask"):
+        layer(x, is_causal=True)
