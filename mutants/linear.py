@@ -680,3 +680,14 @@ def sparse_weights_forget_their_last_value(patch):
         return original(x, weight, bias)
 
     linear(patch, change)
+
+
+@mutant("linear.embeddingbag.frozen-rows")
+def bags_of_frozen_rows_learn_nothing(patch):
+    """Asks the rows alone whether anything needs a gradient."""
+
+    def change(original, ids, weight, *rest):
+        y = original(ids, weight, *rest)
+        return y if weight.requires_grad else y.detach().requires_grad_()
+
+    patch.wrap(F, "embedding_bag", change)
