@@ -1375,3 +1375,51 @@ def test_a_vector_longer_than_the_parameters_is_refused(case):
     layer = case.module(nn.Linear, 2, 3)
     with case.raises((ValueError, RuntimeError), "size|length|elements|numel"):
         nn.utils.vector_to_parameters(case.tensor(10), layer.parameters())
+
+
+@claim("module.lazy.buffers-copied")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_with_buffers_is_copied(case):
+    layer = copy.deepcopy(nn.LazyBatchNorm1d(device=case.device))
+    layer(case.tensor(3, 4))
+    assert layer.running_mean.shape == (4,)
+
+
+@claim("module.lazy.cast")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("dtype", ["half", "bfloat16", "float", "double"])
+def test_a_lazy_layer_is_cast_by_every_method(case, dtype):
+    wanted = torch.float16 if dtype == "half" else getattr(torch, dtype)
+    assert getattr(nn.LazyLinear(3), dtype)().weight.dtype == wanted
+
+
+@claim("module.lazy.frozen")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_is_frozen_before_its_first_call(case):
+    layer = nn.LazyLinear(3, device=case.device).requires_grad_(False)
+    layer(case.tensor(2, 5))
+    assert not layer.weight.requires_grad
+
+
+@claim("module.lazy.emptied")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_is_moved_by_to_empty(case):
+    layer = nn.LazyLinear(3, device="meta").to_empty(device=case.device)
+    layer(case.tensor(2, 5))
+    assert layer.weight.shape == (3, 5)
+
+
+@claim("module.lazy.channels-loaded")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_convolution_reads_its_channels_from_what_it_loads(case):
+    layer = nn.LazyConv2d(3, 3, device=case.device)
+    layer.load_state_dict(nn.Conv2d(4, 3, 3, device=case.device).state_dict())
+    layer(case.tensor(1, 4, 5, 5))
+    assert layer.in_channels == 4
+
+
+@claim("module.copy.parameter-attributes")
+def test_a_copied_parameter_keeps_its_attributes(case):
+    parameter = nn.Parameter(case.tensor(2))
+    parameter.decays = False
+    assert getattr(copy.deepcopy(parameter), "decays", "lost") is False
