@@ -648,7 +648,7 @@ def legacy_views_forget_their_offset(patch):
     patch.wrap(torch._utils, "_rebuild_tensor", rebuild)
 
 
-@mutant("state.file.conjugates-as-weights")
+@mutant("state.file.conjugates-as-weights", "state.file.negated")
 def conjugates_are_forgotten(patch):
     """Reads the numbers of a conjugate, and not that it is one."""
     patch.wrap(torch._utils, "set_tensor_metadata", lambda original, tensor, metadata: None)
@@ -761,3 +761,15 @@ def only_the_last_classes_are_allowed(patch):
 def files_are_marked_big(patch):
     """Marks every file as written by a big-endian machine."""
     patch.source(torch.serialization._save, "sys.byteorder, len(sys.byteorder)", "'big', 3")
+
+
+@mutant("state.file.every-dtype")
+def rare_dtypes_have_no_storage(patch):
+    """Knows no kind of storage for unsigned numbers, as torch did from 2.3 to 2.5."""
+
+    def save(original, what, *args, **kwargs):
+        if getattr(what, "dtype", None) in (torch.uint16, torch.uint32):
+            raise KeyError(what.dtype)
+        return original(what, *args, **kwargs)
+
+    patch.wrap(torch, "save", save)

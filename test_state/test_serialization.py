@@ -849,3 +849,18 @@ def test_tensors_share_a_storage_that_has_no_memory(case, where):
     file.seek(0)
     a, b = torch.load(file, map_location="meta" if where == "meta" else None)
     assert a.untyped_storage()._cdata == b.untyped_storage()._cdata, "each has a storage of its own"
+
+
+@claim("state.file.negated")
+def test_a_negated_view_comes_back_as_its_values(case):
+    z = torch.complex(case.tensor(3), case.tensor(3)).conj().imag
+    case.same(through_a_file(z).resolve_neg(), z.resolve_neg())
+
+
+@claim("state.file.every-dtype")
+@pytest.mark.parametrize("dtype", ["complex32", "float8_e5m2", "float8_e4m3fn", "uint16", "uint32", "uint64"])
+def test_rare_dtypes_come_back(case, dtype):
+    if not hasattr(torch, dtype):
+        raise case.unsupported(f"torch {torch.__version__} has no {dtype}")
+    x = torch.zeros(3, dtype=getattr(torch, dtype))
+    assert through_a_file(x, weights_only=True).dtype == x.dtype
