@@ -283,3 +283,10 @@ def test_forward_mode_takes_channels_last(case):
             tangents.append(forward_ad.unpack_dual(layer(dual)).tangent)
     # the law's tangent is held elsewhere; two orders of sums over 12 terms, thrice in a formula
     case.close(tangents[1], array(tangents[0]), k=3 * 12, scale=abs(array(tangents[0])) + abs(array(v)))
+
+
+@claim("norms.normalize.zeros-in-half")
+@axes(dtype="float16", via="eager")
+def test_normalize_leaves_zeros_in_half_precision(case):
+    zeros = torch.zeros_like(case.tensor(2, 3))
+    case.same(F.normalize(zeros), zeros)
