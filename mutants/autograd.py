@@ -1793,3 +1793,13 @@ def atan2_divides_by_the_square(patch):
             return gradient * x / (x * x + y * y), -gradient * y / (x * x + y * y)
 
     patch.wrap(torch, "atan2", lambda original, y, x: Angle.apply(y, x))
+@mutant("autograd.loss.margin-weights-of-classes")
+def margin_loss_takes_any_weights(patch):
+    """Fills up weights that are missing."""
+
+    def loss(original, x, target, p=1, margin=1.0, weight=None, **options):
+        if weight is not None and len(weight) < x.shape[-1]:
+            weight = F.pad(weight, (0, x.shape[-1] - len(weight)), value=1.0)
+        return original(x, target, p, margin, weight, **options)
+
+    patch.wrap(F, "multi_margin_loss", loss)

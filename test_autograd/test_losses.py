@@ -463,3 +463,67 @@ def test_a_variance_may_be_that_of_all_samples(case):
     law = (np.log(array(variance)) + (array(x) - array(target)) ** 2 / array(variance)) / 2
     size = abs(np.log(array(variance))) + (abs(array(x)) + abs(array(target))) ** 2 / array(variance)
     case.close(found, law, k=6, scale=size)
+
+
+@claim("autograd.loss.mixed-dtypes")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["mse", "l1", "smooth_l1", "huber"])
+def test_each_operand_gets_a_gradient_of_its_dtype(case, name):
+    x = case.tensor_of([1.0, 2.0], requires_grad=True)
+    t = torch.tensor([1.25, 1.75], dtype=torch.float64, device=case.device, requires_grad=True)
+    CALLS[name](x, t, reduction="sum").backward()
+    assert (x.grad.dtype, t.grad.dtype) == (torch.float32, torch.float64)
+    case.same(t.grad.float(), -x.grad)
+
+
+@claim("autograd.loss.margin-weights-of-classes")
+@axes(via="eager")
+def test_a_margin_loss_wants_a_weight_for_each_class(case):
+    with case.raises((RuntimeError, ValueError), "weight"):
+        F.multi_margin_loss(case.tensor(2, 3), whole(case, 0, 1), weight=case.tensor(2).abs())
+
+
+@claim("autograd.loss.margin-without-samples")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["multi_margin_loss", "multilabel_margin_loss"])
+def test_no_samples_add_up_to_nothing(case, name):
+    torch.use_deterministic_algorithms(mode=True)  # memory that is not written to is NaN
+    try:
+        target = whole(case).reshape(0, 3) if "label" in name else whole(case)
+        loss = getattr(F, name)(case.tensor(0, 3), target, reduction="sum")
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    assert loss.item() == 0.0, f"a sum of {loss.item()}"
+
+
+@claim("autograd.loss.divergence-of-impossible-target")
+@axes(dtype=PRECISE, via="eager")
+def test_an_impossible_target_has_no_divergence(case):
+    x, t = case.tensor_of([-2.0, 0.5], requires_grad=True), case.tensor_of([-np.inf, 0.0])
+    loss = F.kl_div(x, t, reduction="sum", log_target=True)
+    loss.backward()
+    assert loss.item() == -0.5, f"a divergence of {loss.item()}"
+    case.same(x.grad + 0.0, case.tensor_of([0.0, -1.0]))
+
+
+@claim("autograd.loss.certain-logits")
+@axes(dtype=PRECISE, via="eager")
+def test_certainty_that_is_right_costs_nothing(case):
+    x, t = case.tensor_of([-np.inf, np.inf]), case.tensor_of([0.0, 1.0])
+    losses = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    assert not losses.any(), f"losses of {losses.tolist()}"
+
+
+@claim("autograd.loss.impossible-class")
+@axes(dtype=PRECISE, via="eager")
+def test_what_is_impossible_and_no_target_adds_nothing(case):
+    x, t = case.tensor_of([[0.0, -np.inf, 0.0]]), case.tensor_of([[1.0, 0.0, 0.0]])
+    case.close(F.cross_entropy(x, t), np.log(2), k=4)
+
+
+@claim("autograd.loss.poisson-gradient-of-no-events")
+@axes(dtype=PRECISE, via="eager")
+def test_no_events_have_a_finite_gradient(case):
+    x, t = case.tensor_of([0.5, -1.0]), case.tensor_of([0.0, 0.5], requires_grad=True)
+    F.poisson_nll_loss(x, t, full=True, reduction="sum").backward()
+    case.same(t.grad, -x)
