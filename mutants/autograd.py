@@ -1793,6 +1793,71 @@ def atan2_divides_by_the_square(patch):
             return gradient * x / (x * x + y * y), -gradient * y / (x * x + y * y)
 
     patch.wrap(torch, "atan2", lambda original, y, x: Angle.apply(y, x))
+@mutant("autograd.gradient.hardswish-at-its-bounds")
+def hardswish_is_a_parabola_up_to_its_bounds(patch):
+    """Gives the slope of the parabola at the bounds, too."""
+
+    def hardswish(original, x, *rest):
+        return torch.where((x < -3) | (x > 3), original(x), x * (x + 3) / 6)
+
+    patch.wrap(F, "hardswish", hardswish)
+
+
+@mutant("autograd.gradient.softshrink-nan")
+def softshrink_takes_nan_for_small(patch):
+    """Keeps what is beyond the threshold, and takes the rest for zero."""
+    patch.wrap(F, "softshrink", lambda original, x, *rest: original(torch.nan_to_num(x), *rest))
+
+
+@mutant("autograd.gradient.shuffled-channels")
+def shuffled_channels_are_detached(patch):
+    """Shuffles without a graph."""
+
+    def shuffle(original, x, groups):
+        return original(x.detach(), groups) + 0 * x
+
+    patch.wrap(F, "channel_shuffle", shuffle)
+
+
+@mutant("autograd.gradient.long-norm-in-low-precision")
+def norms_stop_growing(patch):
+    """Adds up powers in the dtype of the input."""
+
+    def norm(original, x, order=2, *rest, **options):
+        if x.dtype != torch.bfloat16:
+            return original(x, order, *rest, **options)
+        return (x.abs() ** order).cumsum(0)[:256][-1] ** (1 / order)
+
+    patch.wrap(torch.linalg, "vector_norm", norm)
+
+
+@mutant("autograd.gradient.norm-in-half-range")
+def powers_in_half_precision(patch):
+    """Takes powers in float16."""
+
+    def norm(original, x, order=2, *rest, **options):
+        return (x.abs() ** order).sum() ** (1 / order) if x.dtype == torch.float16 else original(x, order, *rest)
+
+    patch.wrap(torch.linalg, "vector_norm", norm)
+
+
+@mutant("autograd.gradient.hardtanh-range")
+def hardtanh_swaps_nothing(patch):
+    """Clamps by whatever bounds it is given."""
+    patch.wrap(F, "hardtanh", lambda original, x, low=-1.0, high=1.0, *rest, **options: x.clamp(low, high))
+
+
+@mutant("autograd.gradient.pool-of-infinite-norm")
+def infinite_norm_is_a_power(patch):
+    """Takes a root of infinite order of an average, which is one."""
+
+    def pool(original, x, order, *rest, **options):
+        found = original(x, order, *rest, **options)
+        return found / found if order == float("inf") else found
+
+    patch.wrap(F, "lp_pool1d", pool)
+
+
 @mutant("autograd.loss.margin-weights-of-classes")
 def margin_loss_takes_any_weights(patch):
     """Fills up weights that are missing."""

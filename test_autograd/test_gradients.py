@@ -477,6 +477,9 @@ def test_gradient_of_a_determinant_that_is_zero(case):
 @claim("autograd.gradient.hardswish-at-the-bounds")
 @axes(via="eager")
 def test_gradient_of_hardswish_at_its_bounds(case):
+@claim("autograd.gradient.hardswish-at-its-bounds")
+@axes(dtype=PRECISE, via="eager")
+def test_hardswish_is_flat_at_its_lower_bound(case):
     x = case.tensor_of([-3.0, 3.0], requires_grad=True)
     F.hardswish(x).sum().backward()
     case.same(x.grad, case.tensor_of([0.0, 1.0]))
@@ -533,3 +536,107 @@ def test_the_gradient_of_sgn_can_be_changed(case):
     x = case.tensor(3, requires_grad=True)
     (found,) = torch.autograd.grad(torch.sgn(x).sum(), x)
     case.same(found.add_(1), torch.ones_like(x))
+@claim("autograd.gradient.softshrink-nan")
+@axes(dtype=PRECISE, via="eager")
+def test_softshrink_hands_nan_on(case):
+    found = F.softshrink(torch.full_like(case.tensor(64), math.nan))
+    assert found.isnan().all(), f"{found[0].item()} where NaN is due"
+
+
+@claim("autograd.gradient.gelu-far")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("scale", [0.9, math.inf])
+def test_gelu_of_a_great_number_is_that_number(case, scale):
+    x = torch.full_like(case.tensor(64), scale * torch.finfo(case.dtype).max)
+    case.same(F.gelu(x), x)
+
+
+@claim("autograd.gradient.determinant-of-singular")
+@axes(dtype=PRECISE, via="eager")
+def test_a_singular_matrix_has_its_cofactors_for_a_gradient(case):
+    x = case.tensor_of([[1.0, 2.0], [2.0, 4.0]], requires_grad=True)  # its elimination is exact
+    torch.linalg.det(x).backward()
+    case.close(x.grad, np.array([[4.0, -2.0], [-2.0, 1.0]]), k=4)
+
+
+@claim("autograd.gradient.bessel")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("kind", ["bessel_j", "bessel_y", "modified_bessel_i", "modified_bessel_k"])
+def test_bessel_functions_of_order_zero_have_those_of_order_one(case, kind):
+    x = case.tensor_of([0.5, 1.0, 2.0], requires_grad=True)
+    value = getattr(torch.special, f"{kind}0")(x)
+    assert value.requires_grad, "taken for a constant"
+    value.sum().backward()
+    sign = 1.0 if kind == "modified_bessel_i" else -1.0
+    law = sign * array(getattr(torch.special, f"{kind}1")(x))
+    case.close(x.grad, law, k=32, scale=1 + abs(law))  # polynomials of up to sixteen terms, twice
+
+
+@claim("autograd.gradient.shuffled-channels")
+@axes(dtype=PRECISE, via="eager")
+def test_the_gradient_follows_the_channels_back(case):
+    x, g = case.tensor(2, 6, 3, requires_grad=True), case.tensor(2, 6, 3)
+    F.channel_shuffle(x, 2).backward(g)
+    case.same(x.grad, g[:, [0, 2, 4, 1, 3, 5]])
+
+
+@claim("autograd.gradient.long-norm-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_norms_count_every_element(case, order):
+    x = torch.ones_like(case.tensor(4096))
+    case.close(torch.linalg.vector_norm(x, order), 4096 ** (1 / order), k=1)
+
+
+@claim("autograd.gradient.norm-in-half-range")
+@axes(dtype="float16", via="eager")
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_norm_within_the_range_is_finite(case, order):
+    found = torch.linalg.vector_norm(torch.full_like(case.tensor(64), 400.0), order)
+    case.close(found, 400 * 64 ** (1 / order), k=1)
+
+
+@claim("autograd.gradient.product-in-half-range")
+@axes(dtype="float16", via="eager")
+def test_a_product_within_the_range_is_finite(case):
+    case.close(torch.prod(case.tensor_of([512.0, 512.0, 2.0**-9, 2.0**-9])), 1.0, k=2)
+
+
+@claim("autograd.gradient.greatest-of-equal-distances")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("name", ["cdist", "pdist"])
+def test_equal_greatest_distances_share_the_gradient(case, name):
+    x = case.tensor_of([[2.0, -2.0, 1.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    found = F.pdist(x, math.inf) if name == "pdist" else torch.cdist(x[:1], x[1:], math.inf)
+    found.sum().backward()
+    share = x.grad[0].abs().sum().item()
+    assert share == 1.0, f"parts of {share} in sum"
+
+
+@claim("autograd.higher.distances")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("name", ["cdist", "pdist"])
+def test_distances_can_be_differentiated_twice(case, name):
+    x = case.tensor_of([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    found = F.pdist(x) if name == "pdist" else torch.cdist(x[:1], x[1:])
+    (slope,) = torch.autograd.grad(found.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(slope[0, 0], x)
+    law = np.array([0.128, -0.096])  # (1 - cos cos) / 5 and - cos sin / 5
+    case.close(second, np.stack([law, -law]), k=8)
+
+
+@claim("autograd.gradient.hardtanh-range")
+@axes(via="eager")
+def test_an_empty_range_is_refused(case):
+    with case.raises((ValueError, RuntimeError), "min_val|max_val"):
+        F.hardtanh(case.tensor(3), 3.0, 1.0)
+
+
+@claim("autograd.gradient.pool-of-infinite-norm")
+@axes(dtype=PRECISE, via="eager")
+def test_the_pool_of_the_infinite_norm_takes_the_greatest(case):
+    x = case.tensor_of([[[3.0, -4.0, -1.0, 0.5]]], requires_grad=True)
+    found = F.lp_pool1d(x, math.inf, 2)
+    found.sum().backward()
+    case.same(found.detach(), case.tensor_of([[[4.0, 1.0]]]))
+    case.same(x.grad + 0.0, case.tensor_of([[[0.0, -1.0, -1.0, 0.0]]]))
