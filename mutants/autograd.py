@@ -1868,3 +1868,29 @@ def margin_loss_takes_any_weights(patch):
         return original(x, target, p, margin, weight, **options)
 
     patch.wrap(F, "multi_margin_loss", loss)
+
+
+@mutant("autograd.gradient.angle-of-the-origin")
+def angle_is_divided_by_the_distance(patch):
+    """Divides by the distance from the origin, zero or not."""
+
+    def atan2(original, y, x):
+        return original(y, x) + 0 * (y / (x * x + y * y).sqrt())
+
+    patch.wrap(torch, "atan2", atan2)
+
+
+@mutant("autograd.gradient.lerp-by-a-number")
+def lerp_promotes_by_its_weight(patch):
+    """Gives the dtype of the weight, dimension or none."""
+    patch.wrap(torch, "lerp", lambda original, x, y, weight: original(x, y, weight).to(weight.dtype))
+
+
+@mutant("autograd.gradient.variance-of-one")
+def variance_of_one_is_zero(patch):
+    """Divides by one where n - 1 is zero."""
+
+    def var(original, x, *rest, **options):
+        return original(x, unbiased=False) if x.numel() == 1 else original(x, *rest, **options)
+
+    patch.wrap(torch, "var", var)

@@ -640,3 +640,51 @@ def test_the_pool_of_the_infinite_norm_takes_the_greatest(case):
     found.sum().backward()
     case.same(found.detach(), case.tensor_of([[[4.0, 1.0]]]))
     case.same(x.grad + 0.0, case.tensor_of([[[0.0, -1.0, -1.0, 0.0]]]))
+
+
+@claim("autograd.gradient.sgn-can-be-read")
+@axes(dtype=PRECISE, via="eager")
+def test_the_gradient_of_sgn_has_memory(case):
+    x = case.tensor_of([0.5, -2.0], requires_grad=True)
+    torch.sgn(x).sum().backward()
+    assert x.grad.tolist() == [0.0, 0.0]
+
+
+@claim("autograd.gradient.angle-of-the-origin")
+@axes(dtype=PRECISE, via="eager")
+def test_the_angle_of_the_origin_has_no_slope(case):
+    x, y = (case.tensor_of([0.0], requires_grad=True) for _ in range(2))
+    torch.atan2(x, y).sum().backward()
+    case.same(x.grad.abs(), case.tensor_of([0.0]))
+    case.same(y.grad.abs(), case.tensor_of([0.0]))
+
+
+@claim("autograd.gradient.lerp-by-a-number")
+@axes(via="eager")
+def test_a_weight_without_dimension_has_any_dtype(case):
+    x, y = case.tensor_of([1.0, 2.0], requires_grad=True), case.tensor_of([3.0, 6.0])
+    found = torch.lerp(x, y, torch.tensor(0.25, dtype=torch.float64, device=case.device))
+    found.sum().backward()
+    case.same(found.detach(), case.tensor_of([1.5, 3.0]))
+    case.same(x.grad, case.tensor_of([0.75, 0.75]))
+
+
+@claim("autograd.gradient.variance-of-one")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("name", ["var", "std"])
+def test_the_gradient_of_the_variance_of_one_has_its_shape(case, name):
+    x = case.tensor_of([2.0], requires_grad=True)
+    getattr(torch, name)(x, unbiased=False).backward()
+    case.same(x.grad.abs(), case.tensor_of([0.0]))
+    x.grad = None
+    getattr(torch, name)(x).backward()
+    assert x.grad.isnan().tolist() == [True]
+
+
+@claim("autograd.gradient.log-sums-of-impossible")
+@axes(dtype=PRECISE, via="eager")
+def test_an_impossible_first_term_leaves_the_others_their_share(case):
+    x = case.tensor_of([-math.inf, 0.0, 0.0], requires_grad=True)
+    torch.logcumsumexp(x, 0)[1:].sum().backward()
+    case.close(x.grad, np.array([0.0, 1.5, 0.5]), k=8)
