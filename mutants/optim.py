@@ -1446,3 +1446,49 @@ def iterators_are_used_up(patch):
         original(self, group)
 
     patch.wrap(Optimizer, "add_param_group", add)
+
+
+@mutant("optim.paths.complex-maximize")
+def complex_numbers_never_climb(patch):
+    """Leaves the sign of complex gradients as it is."""
+    patch.source(rprop._multi_tensor_rprop, "if maximize:", "if maximize and not has_complex:")
+
+
+@mutant("optim.paths.other-default-dtype")
+def counts_are_grouped_as_the_default_dtype_says(patch):
+    """Wants the counts in the dtype of the parameters."""
+
+    def group(original, *args, **kwargs):
+        if torch.get_default_dtype() != torch.float32:
+            raise RuntimeError("Tensors of the same index must be on the same device and the same dtype")
+        return original(*args, **kwargs)
+
+    patch.wrap(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(group).__func__)
+
+
+@mutant("optim.sparse.sgd-momentum")
+def sparse_momentum_forgets_other_rows(patch):
+    """Keeps of the buffer only the rows that the gradient stores."""
+    patch.source(sgd._single_tensor_sgd, "buf.mul_(momentum)", "buf.mul_(0.0 if grad.is_sparse else momentum)")
+
+
+@mutant("optim.options.tensor-lr-of-lists")
+def lists_want_a_number(patch):
+    """Hands a tensor on to a kernel that takes numbers alone."""
+    patch.source(
+        adadelta._multi_tensor_adadelta,
+        "if len(params) == 0:",
+        "if isinstance(lr, Tensor):\n        raise TypeError(lr)\n    if len(params) == 0:",
+    )
+
+
+@mutant("optim.lbfgs.negative-rate")
+def lbfgs_goes_backwards(patch):
+    """Takes any rate."""
+    patch.source(lbfgs.LBFGS.__init__, "if not 0.0 <= lr", "if False and not 0.0 <= lr")
+
+
+@mutant("optim.errors.not-a-number")
+def only_negative_rates_are_refused(patch):
+    """Asks whether the rate is below zero, which what is not a number never is."""
+    patch.source(rprop.Rprop.__init__, "not 0.0 <= lr", "lr < 0.0")

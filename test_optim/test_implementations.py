@@ -33,6 +33,7 @@ from torch_conformance.marks import axes, claim
 
 names = pytest.mark.parametrize("name", ALL)
 fused = pytest.mark.parametrize("name", FUSED_ON_CPU)
+steady = pytest.mark.parametrize("name", [name for name in ALL if name != "ASGD"])  # whose lists lag behind its loop
 
 
 @claim("optim.paths.low-precision")
@@ -47,6 +48,30 @@ def test_low_precision_steps_by_the_law(case, name, path):
 @names
 def test_a_complex_parameter_steps_as_two_real_ones(case, name, path):
     walk(case, name, law_of(case, name), USUAL[name], path, dtype=torch.complex64)
+
+
+@claim("optim.paths.complex-maximize")
+@steady
+def test_a_complex_parameter_climbs_as_two_real_ones(case, name):
+    parameters = parameters_of(case, [(3,), (2, 5)], torch.complex64)
+    optimizer = build(case, name, parameters, "foreach", **USUAL[name] | {"maximize": True})
+    give_gradients(case, parameters)
+    follows(case, optimizer, parameters, law_of(case, name), USUAL[name] | {"maximize": True})
+
+
+@claim("optim.paths.other-default-dtype")
+@steady
+def test_the_default_dtype_does_not_matter(case, name):
+    """The second step goes by the counts that the first has left."""
+    parameters = parameters_of(case, [(7,), (3, 5)])
+    optimizer = build(case, name, parameters, "foreach", **USUAL[name])
+    torch.set_default_dtype(torch.float64)
+    try:
+        for _ in range(2):
+            give_gradients(case, parameters)
+            follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @claim("optim.paths.fused-refuses-complex")
@@ -201,6 +226,12 @@ tensor_lr = pytest.mark.parametrize(
 @tensor_lr
 def test_lr_may_be_a_tensor(case, name, path):
     steps_with(case, name, path, torch.tensor(0.25, dtype=case.dtype))
+
+
+@claim("optim.options.tensor-lr-of-lists")
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("Adam", "AdamW", "ASGD")])
+def test_foreach_takes_a_tensor_lr(case, name):
+    steps_with(case, name, "foreach", torch.tensor(0.25, dtype=case.dtype))
 
 
 @claim("optim.options.tensor-lr-one-element")

@@ -325,3 +325,15 @@ def test_complex_parameters_move_as_their_parts(case, search):
         optimizer.step(closure)
     case.same(torch.view_as_real(complex_.detach()), real.detach())
     assert (real.detach() - 1).abs().sum() < (start - 1).abs().sum()
+
+
+@claim("optim.lbfgs.nothing-to-optimise")
+def test_without_parameters_the_loss_is_returned(case):
+    loss = case.tensor(1)
+    assert torch.optim.LBFGS([{"params": []}], lr=0.5).step(lambda: loss) is loss
+
+
+@claim("optim.lbfgs.negative-rate")
+def test_lbfgs_does_not_go_backwards(case):
+    with case.raises(ValueError, "learning rate"):
+        torch.optim.LBFGS([case.tensor(3, requires_grad=True)], lr=-0.5)

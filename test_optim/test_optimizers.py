@@ -280,6 +280,24 @@ def test_adagrad_and_sgd_take_sparse_gradients(case, path, name):
         follows_on_rows(case, optimizer, p, law, options, rows, sparse(case, 11, rows))
 
 
+@claim("optim.sparse.sgd-momentum")
+@loops
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_of_sparse_gradients(case, path, nesterov):
+    (p,) = parameters_of(case, [(11, 3)])
+    dense = p.detach().clone().requires_grad_()
+    options = {"lr": 0.3, "momentum": 0.5, "nesterov": nesterov}
+    first, second = build(case, "SGD", [p], path, **options), build(case, "SGD", [dense], **options)
+    for rows in ROWS:
+        p.grad = sparse(case, 11, rows)
+        dense.grad = p.grad.to_dense()
+        first.step()
+        second.step()
+    # in each of three steps a product and a sum for the buffer, for nesterov and for the parameter, which moves by
+    # less than 0.3 * 1.5 / (1 - 0.5)
+    case.close(p, array(dense), k=3 * 6, scale=abs(array(dense)) + 1)
+
+
 @claim("optim.sparse.duplicates-are-summed")
 @pytest.mark.parametrize("name", ["Adagrad", "SparseAdam"])
 def test_rows_stored_twice_are_summed_first(case, name):
@@ -370,6 +388,19 @@ def test_adafactor(case, path, options):
             assert float(optimizer.state[p]["step"]) == after.pop("step")
             for name, value in after.items():
                 case.close(optimizer.state[p][name], value.value, k=2, scale=value.error)
+
+
+@claim("optim.adafactor.no-elements")
+@loops
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_adafactor_steps_beside_a_parameter_without_elements(case, path, shape):
+    empty, full = parameters = parameters_of(case, [shape, (5,)])
+    optimizer, old = build(case, "Adafactor", parameters, path, lr=0.3), array(full.clone())
+    give_gradients(case, parameters)
+    optimizer.step()
+    assert empty.shape == shape
+    law = reference.adafactor(Rounded(old), Rounded(array(full.grad)), {}, lr=0.3, tiny=eps(case.dtype))[0]
+    case.close(full, law.value, k=2, scale=law.error)  # 2: as above
 
 
 @claim("optim.adafactor.eps-of-each-dtype")

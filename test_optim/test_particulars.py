@@ -170,6 +170,18 @@ def test_tensors_within_containers_are_cast_too(case):
     assert optimizer.state["own"]["x"] is value
 
 
+@claim("optim.state.whole-numbers")
+def test_whole_numbers_of_a_state_stay_whole(case):
+    p = case.tensor(3, requires_grad=True)
+    optimizer = torch.optim.SGD([p], lr=0.5)
+    saved = optimizer.state_dict()
+    seed, mask = torch.tensor([2**24 + 1, 7, 8]), torch.tensor([True, False, True])  # the first is no float32
+    saved["state"] = {0: {"seed": seed, "mask": mask}}
+    optimizer.load_state_dict(saved)
+    case.same(optimizer.state[p]["seed"].cpu(), seed)
+    case.same(optimizer.state[p]["mask"].cpu(), mask)
+
+
 @claim("optim.state.names-kept")
 def test_names_stay_where_the_loaded_state_has_none(case):
     layer = nn.Linear(3, 2)
@@ -214,6 +226,13 @@ def test_groups_are_all_with_names_or_all_without(case):
 def test_asgd_refuses_negative_options(case, option):
     with case.raises(ValueError, option):
         torch.optim.ASGD(parameters_of(case, [(3,)]), **{option: -0.5})
+
+
+@claim("optim.errors.not-a-number")
+@names
+def test_a_rate_that_is_no_number_is_refused(case, name):
+    with case.raises(ValueError, "learning rate"):
+        build(case, name, parameters_of(case, [(3,)]), "fixed", lr=float("nan"))
 
 
 @claim("optim.zero.sparse")

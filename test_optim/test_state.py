@@ -116,6 +116,23 @@ def test_any_leaf_tensor_can_be_optimised(case):
         optimizer.step()
 
 
+@claim("optim.step.hooks-once")
+@names
+def test_hooks_of_a_subclass_run_once(case, name):
+    """Also where the base itself is in use."""
+    base, seen = type(build(case, name, parameters_of(case, [(3,)]), lr=0.1)), []
+
+    class Mine(base):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    optimizer = Mine(parameters_of(case, [(3,)]), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.step()
+    assert seen == ["before", "after"]
+
+
 @claim("optim.step.empty")
 @every
 def test_a_step_without_any_gradient_does_nothing(case, name, path):
@@ -246,6 +263,15 @@ def test_a_group_may_hold_an_iterator(case, name):
     groups = [{"params": iter(parameters[:1])}, {"params": (p for p in parameters[1:])}]
     found = build(case, name, groups, "fixed", lr=0.1).param_groups
     assert [list(map(id, group["params"])) for group in found] == [[id(p)] for p in parameters]
+
+
+@claim("optim.groups.given-twice")
+@names
+def test_groups_may_be_given_to_two_optimizers(case, name):
+    (p,) = parameters_of(case, [(3,)])
+    groups = [{"params": [p]}]
+    first, second = (build(case, name, groups, "fixed", lr=lr) for lr in (0.25, 0.125))
+    assert [optimizer.param_groups[0]["lr"] for optimizer in (first, second)] == [0.25, 0.125]
 
 
 @claim("optim.groups.sets")
