@@ -535,3 +535,32 @@ def cyclic_resumes_from_the_momentum_found(patch):
 def tensor_of_one_element_is_replaced(patch):
     """Fills tensors without dimensions alone."""
     patch.source(s._update_param_group_val, "isinstance(param_group[key], Tensor)", "param_group[key].dim() == 0")
+
+
+@mutant("schedulers.start.no-cycle")
+def one_cycle_holds_itself(patch):
+    """Keeps a bound method of its own."""
+
+    def start(original, self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.anneal = self.get_lr
+
+    patch.wrap(s.OneCycleLR, "__init__", start)
+
+
+@mutant("schedulers.several.sequential-is-silent")
+def sequence_steps_by_the_epoch(patch):
+    """Starts a schedule by the deprecated step to an epoch."""
+    patch.source(s.SequentialLR.step, "scheduler._update_lr(0)", "scheduler.step(0)")
+
+
+@mutant("schedulers.plateau.is-a-scheduler")
+def plateau_stands_alone(patch):
+    """Derives it from nothing."""
+    patch.set(s, "ReduceLROnPlateau", type("ReduceLROnPlateau", (), dict(vars(s.ReduceLROnPlateau))))
+
+
+@mutant("schedulers.errors.factors-are-functions")
+def factors_are_called_later(patch):
+    """Leaves it to a later step to find that a factor cannot be called."""
+    patch.source(s.MultiplicativeLR.__init__, "if not callable(lr_lambda)", "if False")

@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -193,6 +194,28 @@ def test_a_tensor_lr_is_filled_in_place(case, name, options):
     holds(case, found, wanted, options, 9)
 
 
+@claim("schedulers.law.tensor-lr-of-several-groups")
+def test_groups_that_share_a_tensor_lr_go_their_own_ways(case):
+    groups = [{"params": [case.tensor(3, requires_grad=True)]} for _ in RATES]
+    optimizer = torch.optim.SGD(groups, lr=torch.tensor(0.5, dtype=torch.float64))
+    scheduler = lr_scheduler.LambdaLR(optimizer, [decay, shrink])
+    advance(optimizer, scheduler)
+    holds(case, rates_of(optimizer), [0.5 * decay(1), 0.5 * shrink(1)], {}, 1)
+
+
+@claim("schedulers.law.group-added-later")
+@schedules
+def test_a_schedule_goes_on_when_a_group_is_added(case, name, options):
+    optimizer, found, wanted = optimizer_of(case), [], []
+    scheduler = schedule(case, name, optimizer, options)
+    optimizer.add_param_group({"params": [case.tensor(2, requires_grad=True)]})
+    for t in range(1, 5):
+        advance(optimizer, scheduler)
+        found.append(rates_of(optimizer)[:2])
+        wanted.append([LAWS[name](t, base, **options) for base in RATES])
+    hold_along(case, found, wanted, options)
+
+
 @claim("schedulers.law.tensor-lr-of-one-element")
 @schedules
 def test_a_tensor_lr_may_have_one_dimension(case, name, options):
@@ -215,6 +238,15 @@ def test_construction_performs_the_initial_step(case, name, options):
     if name not in FIXED:
         assert [group["initial_lr"] for group in optimizer.param_groups] == list(RATES)
         assert scheduler.base_lrs == list(RATES)
+
+
+@claim("schedulers.start.no-cycle")
+@schedules
+def test_an_optimizer_is_freed_with_its_scheduler(case, name, options):
+    optimizer = optimizer_of(case)
+    scheduler, seen = schedule(case, name, optimizer, options), weakref.ref(optimizer)
+    del scheduler, optimizer
+    assert seen() is None, "the optimiser waits for the garbage collector"
 
 
 @claim("schedulers.start.touches-only-rates")
@@ -464,6 +496,14 @@ def test_a_constant_factor_of_zero_ends_too(case):
     assert found == [[0.0, 0.0], [0.0, 0.0], list(RATES), list(RATES)]
 
 
+@claim("schedulers.constant.no-iterations")
+@pytest.mark.parametrize("name", ["ConstantLR", "LinearLR"])
+def test_a_schedule_without_iterations_is_over(case, name):
+    optimizer = optimizer_of(case)
+    scheduler = schedule(case, name, optimizer, {"total_iters": 0})
+    assert course(optimizer, scheduler, 3) == [list(RATES)] * 3
+
+
 @claim("schedulers.linear.listing-shifted")
 def test_the_linear_listing_begins_an_epoch_late(case):
     optimizer = optimizer_of(case, [0.05])
@@ -702,6 +742,40 @@ def test_a_sequence_goes_on_from_last_epoch(case, epoch):
     hold_along(case, [rates_of(resumed)], [wanted], {})
 
 
+@claim("schedulers.several.sequential-is-silent")
+def test_a_sequence_in_the_right_order_is_silent(case):
+    optimizer = optimizer_of(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+        course(optimizer, lr_scheduler.SequentialLR(optimizer, parts, [2]), 4)
+
+
+@claim("schedulers.several.one-cycle-comes-second")
+@these([("CyclicLR", WAVE), ("OneCycleLR", CYCLE)])
+def test_a_cycle_in_sequence_waits_for_its_milestone(case, name, options):
+    optimizer = optimizer_of(case)
+    parts = [lr_scheduler.ConstantLR(optimizer, **TENTH), schedule(case, name, optimizer, options)]
+    scheduler = lr_scheduler.SequentialLR(optimizer, parts, [2])
+    for _ in range(2):
+        holds(case, rates_of(optimizer), [base / 10 for base in RATES], {}, 2)
+        assert [group["momentum"] for group in optimizer.param_groups] == [0.6, 0.6]
+        advance(optimizer, scheduler)
+
+
+@claim("schedulers.several.chained-restarts")
+@pytest.mark.parametrize("first", [True, False])
+def test_restarts_multiply_in_a_chain(case, first):
+    optimizer, found, wanted = optimizer_of(case), [], []
+    parts = [lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 5), lr_scheduler.MultiStepLR(optimizer, [2], 0.1)]
+    scheduler = lr_scheduler.ChainedScheduler(parts if first else parts[::-1])
+    for t in range(7):
+        found.append(rates_of(optimizer))
+        wanted.append([reference.warm_restarts(t, b, T_0=5) * (0.1 if t >= 2 else 1) for b in RATES])
+        advance(optimizer, scheduler)
+    hold_along(case, found, wanted, {})
+
+
 @claim("schedulers.several.three-in-sequence")
 def test_three_schedules_in_sequence(case):
     optimizer, found, wanted = optimizer_of(case), [], []
@@ -814,6 +888,11 @@ def test_a_plateau_tells_its_last_rates(case):
         advance(optimizer, scheduler, 1.0)
 
 
+@claim("schedulers.plateau.is-a-scheduler")
+def test_a_plateau_is_a_scheduler(case):
+    assert issubclass(lr_scheduler.ReduceLROnPlateau, lr_scheduler.LRScheduler)
+
+
 @claim("schedulers.plateau.equal-is-bad")
 def test_an_equal_metric_counts_as_bad(case):
     optimizer, found = optimizer_of(case, [1.0]), []
@@ -922,6 +1001,13 @@ def test_options_out_of_range_are_refused(case, name, options):
         raise case.unsupported("before 2.0 the start factor could be zero, and the schedule divided by it")
     with case.raises(ValueError, "expected|invalid|unknown|factor|one of|must"):
         schedule(case, name, optimizer_of(case), options)
+
+
+@claim("schedulers.errors.factors-are-functions")
+@pytest.mark.parametrize("name", ["LambdaLR", "MultiplicativeLR"])
+def test_a_number_is_no_function_of_the_epoch(case, name):
+    with case.raises(TypeError, "float"):
+        schedule(case, name, optimizer_of(case), {"lr_lambda": 0.5})
 
 
 @claim("schedulers.errors.get-lr-outside-step")
