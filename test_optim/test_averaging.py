@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -137,6 +138,25 @@ def test_the_average_is_a_copy_of_the_model(case):
         average.update_parameters(model)
 
 
+@claim("averaging.model.without-parameters")
+def test_a_model_without_parameters_is_averaged(case):
+    average = swa_utils.AveragedModel(nn.ReLU())
+    for count in (1, 2):
+        average.update_parameters(nn.ReLU())
+        assert int(average.n_averaged) == count
+
+
+@claim("averaging.model.pickled")
+@pytest.mark.parametrize("how", ["default", "get_ema_multi_avg_fn", "get_swa_multi_avg_fn"])
+def test_an_average_is_pickled(case, how):
+    option = {} if how == "default" else {"multi_avg_fn": given(case, how)()}
+    average, _ = averaged(case, model_of(case), **option)
+    again = pickle.loads(pickle.dumps(average))
+    assert int(again.n_averaged) == 4
+    for p, q in zip(again.parameters(), average.parameters(), strict=True):
+        case.same(p.detach(), q.detach())
+
+
 @claim("averaging.model.forward")
 def test_the_average_computes_as_its_module(case):
     average, x = swa_utils.AveragedModel(model_of(case)).eval(), case.tensor(3, 5)
@@ -224,6 +244,24 @@ def test_momentum_and_mode_are_restored(case, training):
     with case.unchanged(model, but=buffers):
         swa_utils.update_bn([case.tensor(4, 5)], model)
     assert model[1].momentum == momentum
+
+
+@claim("averaging.update-bn.restores-after-an-error")
+def test_momentum_and_mode_are_restored_after_an_error(case):
+    model = model_of(case).eval()
+    model[1].momentum = 0.3
+    with case.raises(RuntimeError, "mat1 and mat2|shape|reduction dim"):
+        swa_utils.update_bn([case.tensor(4, 7)], model)
+    assert (model[1].momentum, model.training) == (0.3, False)
+
+
+@claim("averaging.update-bn.modes-of-parts")
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_keep_their_modes(case, training):
+    model = nn.Sequential(model_of(case), nn.Dropout()).train(training)
+    model[1].train(not training)
+    swa_utils.update_bn([case.tensor(4, 5)], model)
+    assert [model.training, model[0].training, model[1].training] == [training, training, not training]
 
 
 @claim("averaging.update-bn.no-graph")
