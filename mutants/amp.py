@@ -416,3 +416,17 @@ def prelu_wants_one_dtype(patch):
         return original(x, slope)
 
     patch.wrap(F, "prelu", prelu)
+
+
+@mutant("amp.autocast.norms-after-products")
+def norms_want_one_dtype(patch):
+    """Refuses parameters of another dtype than the input's."""
+
+    def norm(original, x, *args, **options):
+        for value in (*args, *options.values()):
+            if isinstance(value, torch.Tensor) and value.dtype != x.dtype:
+                raise RuntimeError("expected scalar type BFloat16 but found Float")
+        return original(x, *args, **options)
+
+    patch.wrap(F, "layer_norm", norm)
+    patch.wrap(F, "group_norm", norm)

@@ -282,6 +282,42 @@ def test_prelu_takes_what_a_layer_hands_it(case):
     case.close(y.to(LOW), np.where(array(x.to(LOW)) > 0, 1.0, array(slope.to(LOW))) * array(x.to(LOW)), k=2)
 
 
+@claim("amp.autocast.norms-after-products")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["LayerNorm", "GroupNorm"])
+def test_norms_take_what_a_product_hands_them(case, name):
+    layer = case.module(getattr(nn, name), *((6,) if name == "LayerNorm" else (2, 6)))
+    x = case.tensor(4, 6).to(LOW)
+    with autocast(case):
+        y = layer(x)
+    wanted = array(layer(x.float()))
+    size = abs(array(layer.weight)) * np.sqrt(5) + abs(array(layer.bias))  # no element is further from the mean of six
+    case.close(y.to(LOW), wanted, k=4, scale=size)  # parameters, product and sum, each rounded at most once
+
+
+CHAINS = {
+    "tensordot": lambda x, w: torch.tensordot(x, w, ([1], [1])),
+    "inner": torch.inner,
+    "bilinear": lambda x, w: F.bilinear(x, w, w[None]),
+}
+
+
+@claim("amp.autocast.products-of-products")
+@axes(via="eager")
+@pytest.mark.parametrize("name", CHAINS)
+def test_products_of_products_take_two_dtypes(case, name):
+    cpu_only(case)
+    x, w = case.tensor(5, 5), case.tensor(5, 5)
+    with autocast(case):
+        found = CHAINS[name](x.to(LOW), w)
+    product = "ni,ij,nj->n" if name == "bilinear" else "ni,ji->nj"
+    ours, theirs = array(x.to(LOW)), [array(w)] * (2 if name == "bilinear" else 1)
+    law = np.einsum(product, ours, *theirs).reshape(found.shape)
+    size = np.einsum(product, abs(ours), *map(abs, theirs)).reshape(found.shape)
+    # operands and results are rounded once in each of two products, sums of five terms once a term
+    case.close(found.to(LOW), law, k=2 * (3 + 5), scale=size)
+
+
 @claim("amp.autocast.weight-cache-is-not-refreshed")
 @axes(via="eager")
 def test_a_weight_that_changes_within_the_region_keeps_its_cast(case):
