@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.modules import utils
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
+from torch.nn.parallel import distributed
 
 from torch_conformance.mutation import mutant
 
@@ -65,3 +66,22 @@ def sync_batch_norm_is_batch_norm(patch):
     """Normalises by the rank's own statistics."""
     patch.set(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)
     patch.set(nn.SyncBatchNorm, "_check_input_dim", lambda self, x: None)
+
+
+@mutant("distributed.ddp.complex", "distributed.ddp.buffers-of-any-dtype")
+def only_real_numbers_travel(patch):
+    """Takes apart neither complex numbers nor truth values for the transport."""
+
+    def start(original, self, module, *args, **kwargs):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_complex() or tensor.dtype == torch.bool:
+                raise RuntimeError("Invalid scalar type")
+        original(self, module, *args, **kwargs)
+
+    patch.wrap(DDP, "__init__", start)
+
+
+@mutant("distributed.ddp.outputs-in-a-dataclass")
+def dataclasses_are_not_opened(patch):
+    """Looks for tensors in lists and dicts alone."""
+    patch.wrap(distributed, "_find_tensors", lambda original, x: [] if distributed.is_dataclass(x) else original(x))

@@ -5,6 +5,7 @@ against what one process computes on all samples.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import tempfile
@@ -334,3 +335,51 @@ def test_one_process_is_the_module_itself(case, group, training):
         case.same(ours.grad, theirs.grad)
     for ours, theirs in zip(layer.buffers(), twin.buffers(), strict=True):
         case.same(ours, theirs)
+
+
+class Turn(nn.Module):
+    """A product with complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1 + 2j, 3j], [0.5, -1j]]))
+
+    def forward(self, x):
+        return torch.view_as_real(x.to(torch.complex64) @ self.weight)
+
+
+@claim("distributed.ddp.complex")
+@pytest.mark.parametrize("view", [False, True])
+def test_complex_parameters_are_trained(case, group, view):
+    (layer, twin), x, gradient = (Turn().to(case.device) for _ in range(2)), case.tensor(5, 2), case.tensor(5, 2, 2)
+    DDP(layer, gradient_as_bucket_view=view)(x).backward(gradient)
+    twin(x).backward(gradient)
+    case.same(torch.view_as_real(layer.weight.grad), torch.view_as_real(twin.weight.grad))
+
+
+@dataclasses.dataclass
+class Answer:
+    y: torch.Tensor
+
+
+class Wrapped(Half):
+    def forward(self, x):
+        return Answer(super().forward(x))
+
+
+@claim("distributed.ddp.outputs-in-a-dataclass")
+def test_unused_parameters_are_found_behind_a_dataclass(case, group):
+    model, x = DDP(Wrapped().to(case.device), find_unused_parameters=True), case.tensor(5, 4)
+    for _ in range(2):
+        model(x).y.sum().backward()
+    assert model.module.used.weight.grad is not None
+    assert model.module.unused.weight.grad is None
+
+
+@claim("distributed.ddp.buffers-of-any-dtype")
+@pytest.mark.parametrize("kind", ["bool", "int64", "bfloat16"])
+def test_buffers_may_be_of_any_dtype(case, group, kind):
+    layer = case.module(nn.Linear, 4, 2)
+    layer.register_buffer("extra", torch.tensor([1, 0, 1], dtype=getattr(torch, kind)))
+    DDP(layer)(case.tensor(5, 4))
+    assert layer.extra.tolist() == [1, 0, 1]
