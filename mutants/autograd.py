@@ -1770,13 +1770,6 @@ def aminmax_is_detached(patch):
     patch.wrap(torch, "aminmax", aminmax)
 
 
-@mutant("autograd.gradient.hardswish-at-the-bounds")
-def hardswish_is_curved_at_its_bounds(patch):
-    """Counts the bounds among the inner piece."""
-    patch.wrap(F, "hardswish", lambda original, x, *rest: torch.where(
-        (x < -3) | (x > 3), original(x), x * (x + 3) / 6))  # fmt: skip
-
-
 @mutant("autograd.gradient.atan2-at-the-origin")
 def atan2_divides_by_the_square(patch):
     """Divides by the squared distance, zero or not."""
@@ -1793,6 +1786,8 @@ def atan2_divides_by_the_square(patch):
             return gradient * x / (x * x + y * y), -gradient * y / (x * x + y * y)
 
     patch.wrap(torch, "atan2", lambda original, y, x: Angle.apply(y, x))
+
+
 @mutant("autograd.gradient.hardswish-at-its-bounds")
 def hardswish_is_a_parabola_up_to_its_bounds(patch):
     """Gives the slope of the parabola at the bounds, too."""
@@ -1868,16 +1863,6 @@ def margin_loss_takes_any_weights(patch):
         return original(x, target, p, margin, weight, **options)
 
     patch.wrap(F, "multi_margin_loss", loss)
-
-
-@mutant("autograd.gradient.angle-of-the-origin")
-def angle_is_divided_by_the_distance(patch):
-    """Divides by the distance from the origin, zero or not."""
-
-    def atan2(original, y, x):
-        return original(y, x) + 0 * (y / (x * x + y * y).sqrt())
-
-    patch.wrap(torch, "atan2", atan2)
 
 
 @mutant("autograd.gradient.lerp-by-a-number")

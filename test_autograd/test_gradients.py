@@ -467,16 +467,13 @@ def test_gradients_of_both_ends(case):
 
 
 @claim("autograd.gradient.det-of-singular")
-@axes(via="eager")
+@axes(dtype=PRECISE, via="eager")
 def test_gradient_of_a_determinant_that_is_zero(case):
     x = case.tensor_of([[1.0, 2.0], [2.0, 4.0]], requires_grad=True)
     torch.linalg.det(x).backward()
     case.close(x.grad, np.array([[4.0, -2.0], [-2.0, 1.0]]), k=8, scale=4)
 
 
-@claim("autograd.gradient.hardswish-at-the-bounds")
-@axes(via="eager")
-def test_gradient_of_hardswish_at_its_bounds(case):
 @claim("autograd.gradient.hardswish-at-its-bounds")
 @axes(dtype=PRECISE, via="eager")
 def test_hardswish_is_flat_at_its_lower_bound(case):
@@ -486,7 +483,7 @@ def test_hardswish_is_flat_at_its_lower_bound(case):
 
 
 @claim("autograd.gradient.atan2-at-the-origin")
-@axes(via="eager")
+@axes(dtype=PRECISE, via="eager")
 def test_gradient_of_an_angle_at_the_origin(case):
     x, y = (case.tensor_of([0.0], requires_grad=True) for _ in range(2))
     torch.atan2(y, x).backward()
@@ -536,6 +533,8 @@ def test_the_gradient_of_sgn_can_be_changed(case):
     x = case.tensor(3, requires_grad=True)
     (found,) = torch.autograd.grad(torch.sgn(x).sum(), x)
     case.same(found.add_(1), torch.ones_like(x))
+
+
 @claim("autograd.gradient.softshrink-nan")
 @axes(dtype=PRECISE, via="eager")
 def test_softshrink_hands_nan_on(case):
@@ -549,14 +548,6 @@ def test_softshrink_hands_nan_on(case):
 def test_gelu_of_a_great_number_is_that_number(case, scale):
     x = torch.full_like(case.tensor(64), scale * torch.finfo(case.dtype).max)
     case.same(F.gelu(x), x)
-
-
-@claim("autograd.gradient.determinant-of-singular")
-@axes(dtype=PRECISE, via="eager")
-def test_a_singular_matrix_has_its_cofactors_for_a_gradient(case):
-    x = case.tensor_of([[1.0, 2.0], [2.0, 4.0]], requires_grad=True)  # its elimination is exact
-    torch.linalg.det(x).backward()
-    case.close(x.grad, np.array([[4.0, -2.0], [-2.0, 1.0]]), k=4)
 
 
 @claim("autograd.gradient.bessel")
@@ -640,23 +631,6 @@ def test_the_pool_of_the_infinite_norm_takes_the_greatest(case):
     found.sum().backward()
     case.same(found.detach(), case.tensor_of([[[4.0, 1.0]]]))
     case.same(x.grad + 0.0, case.tensor_of([[[0.0, -1.0, -1.0, 0.0]]]))
-
-
-@claim("autograd.gradient.sgn-can-be-read")
-@axes(dtype=PRECISE, via="eager")
-def test_the_gradient_of_sgn_has_memory(case):
-    x = case.tensor_of([0.5, -2.0], requires_grad=True)
-    torch.sgn(x).sum().backward()
-    assert x.grad.tolist() == [0.0, 0.0]
-
-
-@claim("autograd.gradient.angle-of-the-origin")
-@axes(dtype=PRECISE, via="eager")
-def test_the_angle_of_the_origin_has_no_slope(case):
-    x, y = (case.tensor_of([0.0], requires_grad=True) for _ in range(2))
-    torch.atan2(x, y).sum().backward()
-    case.same(x.grad.abs(), case.tensor_of([0.0]))
-    case.same(y.grad.abs(), case.tensor_of([0.0]))
 
 
 @claim("autograd.gradient.lerp-by-a-number")

@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import forward_ad
 
 from specs.reference import linear as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
@@ -400,32 +399,6 @@ def test_weights_of_samples_learn_beside_frozen_rows(case):
     rows, weights = case.tensor(6, 3), case.tensor(2, 3, requires_grad=True)
     F.embedding_bag(indices(case), rows, mode="sum", per_sample_weights=weights).sum().backward()
     case.close(weights.grad, array(rows).sum(1)[IDS], k=3, scale=abs(array(rows)).sum(1)[IDS])  # a sum of three
-
-
-@claim("linear.embeddingbag.second-derivative")
-@axes(via="eager")
-@pytest.mark.parametrize("of", ["rows", "weights"])
-def test_the_gradient_of_bags_is_differentiable(case, of):
-    """For one bag of row 1 alone, twice: the square of w (r + r) has the second derivative 8 w^2 by r, 8 r^2 by w."""
-    row = case.tensor_of([[0.5], [3.0]], requires_grad=True)
-    weights = case.tensor_of([[2.0, 2.0]], requires_grad=True)
-    y = F.embedding_bag(indices(case, [[1, 1]]), row, mode="sum", per_sample_weights=weights)
-    chosen = row if of == "rows" else weights
-    (gradient,) = torch.autograd.grad(y.square().sum(), chosen, create_graph=True)
-    (second,) = torch.autograd.grad(gradient.sum(), chosen)
-    case.close(second, np.array([[0.0], [32.0]] if of == "rows" else [[36.0, 36.0]]), k=4)
-
-
-@claim("linear.embeddingbag.forward-mode")
-@axes(via="eager")
-@pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_bags_have_a_forward_mode(case, mode):
-    rows, change = case.tensor(6, 2), case.tensor(6, 2)
-    with forward_ad.dual_level():
-        y = F.embedding_bag(indices(case), forward_ad.make_dual(rows, change), mode=mode)
-        tangent = forward_ad.unpack_dual(y).tangent
-    law = getattr(array(change)[IDS], mode)(1)
-    case.close(tangent, law, k=4, scale=abs(array(change))[IDS].sum(1))  # a sum of three, and a division
 
 
 @claim("linear.embeddingbag.counts-every-bag")

@@ -1349,13 +1349,6 @@ def test_inserting_among_names_of_ones_own(case):
     assert [type(module) for module in model] == [nn.ReLU, nn.Sigmoid, nn.Tanh]
 
 
-@claim("module.containers.sequential-names-stay")
-def test_deleting_a_module_renames_no_other(case):
-    model = nn.Sequential(OrderedDict(first=nn.ReLU(), second=nn.Tanh(), third=nn.Sigmoid()))
-    del model[0]
-    assert [name for name, _ in model.named_children()] == ["second", "third"]
-
-
 @claim("module.activation.softmax-dim-is-a-number")
 @pytest.mark.parametrize("name", ["Softmax", "LogSoftmax", "Softmin"])
 def test_a_dimension_that_is_no_number_is_refused(case, name):
@@ -1416,10 +1409,3 @@ def test_a_lazy_convolution_reads_its_channels_from_what_it_loads(case):
     layer.load_state_dict(nn.Conv2d(4, 3, 3, device=case.device).state_dict())
     layer(case.tensor(1, 4, 5, 5))
     assert layer.in_channels == 4
-
-
-@claim("module.copy.parameter-attributes")
-def test_a_copied_parameter_keeps_its_attributes(case):
-    parameter = nn.Parameter(case.tensor(2))
-    parameter.decays = False
-    assert getattr(copy.deepcopy(parameter), "decays", "lost") is False
