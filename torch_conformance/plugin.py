@@ -6,7 +6,6 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
-import atexit
 import gc
 from functools import partial
 from pathlib import Path
@@ -48,7 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.add_cleanup(partial(gc.set_threshold, *gc.get_threshold()))
     gc.set_threshold(*RARELY)
-    atexit.register(gc.freeze)  # else the collections at the interpreter's end look through all of torch: half a second
     try:
         import torch  # noqa: F401
     except Exception as error:
