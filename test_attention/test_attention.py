@@ -19,6 +19,7 @@ from torch_conformance.marks import axes, claim, since
 
 # queries (…, L, E) and keys (…, S, E): vector tails, more than one block of queries, more than one block of keys
 SIZES = [(2, 3, 5, 7, 4), (1, 1, 33, 17, 17), (1, 2, 2, 520, 3), (1, 1, 200, 3, 1), (2, 1, 1, 1, 8)]
+LEAD = {3: (2,), 4: (1, 2)}  # what stands before the length, by the rank
 WIDTH, HEADS = 6, 2
 
 
@@ -175,7 +176,7 @@ def test_long_stretches_of_keys_may_be_hidden(case, kind):
 @pytest.mark.parametrize("keys", [3, 64])  # fewer than any vector holds; whole vectors of any width
 @pytest.mark.parametrize(("of", "spoilt"), [(0, (1, slice(None))), (1, slice(None)), (2, (slice(None), 2))], ids="qkv")
 def test_nan_shows_wherever_it_enters(case, of, spoilt, keys, rank):
-    tensors = [case.tensor(*(1, 2, length, 4)[4 - rank :]) for length in (5, keys, keys)]
+    tensors = [case.tensor(*LEAD[rank], length, 4) for length in (5, keys, keys)]
     tensors[of][..., 1, 2] = torch.nan
     wanted = torch.zeros(5, 4, dtype=torch.bool, device=case.device)
     wanted[spoilt] = True
@@ -208,7 +209,7 @@ def test_causal_counts_from_the_upper_left(case, length, keys, rank):
 @claim("attention.sdpa.mask-or-causal")
 @pytest.mark.parametrize("rank", [3, 4])
 def test_mask_and_causal_exclude_each_other(case, rank):
-    q = case.tensor(*(1, 2, 5, 4)[4 - rank :])
+    q = case.tensor(*LEAD[rank], 5, 4)
     with case.raises((RuntimeError, ValueError), "attn_mask|is_causal"):
         sdpa(case, q, q, q, case.tensor(5, 5), is_causal=True)
 
@@ -218,7 +219,7 @@ def test_mask_and_causal_exclude_each_other(case, rank):
 @pytest.mark.parametrize("rank", [3, 4])
 @pytest.mark.parametrize("kind", ["boolean", "float"])
 def test_a_row_without_keys_is_zero(case, kind, rank):
-    q, k, v = (case.tensor(*(1, 2, 5, 4)[4 - rank :], requires_grad=True) for _ in range(3))
+    q, k, v = (case.tensor(*LEAD[rank], 5, 4, requires_grad=True) for _ in range(3))
     shown = torch.ones(5, 5, dtype=torch.bool, device=case.device)
     shown[3] = False
     additions = case.tensor_of(np.zeros((5, 5))).masked_fill(~shown, -torch.inf)
@@ -234,7 +235,7 @@ def test_a_row_without_keys_is_zero(case, kind, rank):
 @claim("attention.sdpa.masked-row-is-nan")
 @pytest.mark.parametrize("rank", [3, 4])
 def test_a_row_without_keys_was_nan(case, rank):
-    q = case.tensor(*(1, 2, 5, 4)[4 - rank :])
+    q = case.tensor(*LEAD[rank], 5, 4)
     shown = torch.ones(5, 5, dtype=torch.bool, device=case.device)
     shown[3] = False
     assert torch.isnan(sdpa(case, q, q, q, shown)[..., 3, :]).all()
@@ -280,7 +281,7 @@ def test_eval_does_not_stop_sdpa(case):
 @claim("attention.sdpa.deterministic-without-dropout")
 @pytest.mark.parametrize("rank", [3, 4])
 def test_sdpa_draws_nothing_without_dropout(case, rank):
-    q, k, v = (case.tensor(*(1, 2, 5, 4)[4 - rank :]) for _ in range(3))
+    q, k, v = (case.tensor(*LEAD[rank], 5, 4) for _ in range(3))
     with case.unchanged(q=q, k=k, v=v):
         sdpa(case, q, k, v)
         sdpa(case, q, k, v, is_causal=True)
@@ -1630,7 +1631,7 @@ def test_any_scale_goes_with_is_causal(case, scale, rank):
 @claim("attention.sdpa.lengths-agree")
 @pytest.mark.parametrize("rank", [3, 4])
 def test_keys_and_values_of_other_lengths_are_refused(case, rank):
-    lead = (1, 2)[4 - rank :]
+    lead = LEAD[rank]
     with case.raises((RuntimeError, ValueError), "size|shape|length|batch"):
         sdpa(case, case.tensor(*lead, 2, 8), case.tensor(*lead, 7, 8), case.tensor(*lead, 6, 8))
 
@@ -1642,7 +1643,7 @@ def test_the_gradient_of_attention_is_differentiable(case, rank):
     def plain(q, k, v):
         return torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, -1) @ v
 
-    tensors, found = [case.tensor(*(1, 2)[4 - rank :], 3, 4, requires_grad=True) for _ in range(3)], []
+    tensors, found = [case.tensor(*LEAD[rank], 3, 4, requires_grad=True) for _ in range(3)], []
     for function in (F.scaled_dot_product_attention, plain):
         gradients = torch.autograd.grad(function(*tensors).square().sum(), tensors, create_graph=True)
         found += torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
@@ -1663,7 +1664,7 @@ def test_scores_are_scaled_before_they_are_rounded(case):
 @claim("attention.sdpa.dropout-range")
 @pytest.mark.parametrize("rank", [3, 4])
 def test_a_negative_dropout_is_refused(case, rank):
-    x = case.tensor(*(1, 2)[4 - rank :], 3, 4)
+    x = case.tensor(*LEAD[rank], 3, 4)
     with case.raises((RuntimeError, ValueError), "dropout|probability"):
         sdpa(case, x, x, x, dropout_p=-0.5)
 
@@ -1709,7 +1710,7 @@ def test_a_finite_padding_mask_adds_to_the_scores(case):
 @axes(via="eager")
 @pytest.mark.parametrize("rank", [3, 4])
 def test_attention_has_a_forward_mode(case, rank):
-    q, k, v, u = (case.tensor(*(1, 2)[4 - rank :], 3, 4) for _ in range(4))
+    q, k, v, u = (case.tensor(*LEAD[rank], 3, 4) for _ in range(4))
     with forward_ad.dual_level():
         y = F.scaled_dot_product_attention(forward_ad.make_dual(q, u), k, v)
         tangent = forward_ad.unpack_dual(y).tangent
