@@ -885,6 +885,7 @@ FAST = {
 
 
 @claim("attention.encoder-layer.fast-path-only-in-eval")
+@axes(via="eager")
 @pytest.mark.parametrize("how", FAST)
 def test_when_the_fused_kernel_runs(case, how, monkeypatch):
     if how in ("mask", "no bias", "switched off") and not since("2.4"):
@@ -932,6 +933,7 @@ FAST_ATTENTION = {
 
 
 @claim("attention.mha.fast-path-conditions")
+@axes(via="eager")
 @pytest.mark.parametrize("how", FAST_ATTENTION)
 def test_when_the_fused_attention_runs(case, how, monkeypatch):
     named = {"added keys": {"add_bias_kv": True}, "zero key": {"add_zero_attn": True}, "no bias": {"bias": False}}
@@ -956,6 +958,7 @@ def test_when_the_fused_attention_runs(case, how, monkeypatch):
 
 
 @claim("attention.mha.nested")
+@axes(via=("eager", "functional", "aot", "compile", "export"))  # vmap has no rule for a new dimension of nested ones
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_sequences_attend_to_themselves_in_eval_only(case):
     layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).eval()
