@@ -1879,3 +1879,119 @@ def variance_of_one_is_zero(patch):
         return original(x, unbiased=False) if x.numel() == 1 else original(x, *rest, **options)
 
     patch.wrap(torch, "var", var)
+
+
+@mutant("autograd.gradient.trace-of-tall")
+def trace_runs_on_below(patch):
+    """Steps through the memory of the matrix to its end."""
+    patch.wrap(torch, "trace", lambda original, x: x.flatten()[:: x.shape[1] + 1].sum())
+
+
+@mutant("autograd.gradient.picked-from-the-end")
+def take_along_dim_counts_from_the_start(patch):
+    """Refuses negative indices."""
+
+    def take_along_dim(original, x, index, *rest, **options):
+        if (index < 0).any():
+            raise RuntimeError("an index is out of bounds")
+        return original(x, index, *rest, **options)
+
+    patch.wrap(torch, "take_along_dim", take_along_dim)
+
+
+@mutant("autograd.gradient.cropped-to-nothing")
+def padding_leaves_one(patch):
+    """Wants something to be left."""
+
+    def pad(original, x, padding, *rest, **options):
+        found = original(x, padding, *rest, **options)
+        if found.numel() == 0:
+            raise RuntimeError("negative padding resulted in an output size of zero")
+        return found
+
+    patch.wrap(F, "pad", pad)
+
+
+@mutant("autograd.gradient.transposed-convolution-in-bfloat16")
+def transposed_convolution_forgets_its_transpose(patch):
+    """Takes the path of the ordinary convolution in bfloat16."""
+
+    def conv(original, x, w, *rest, **options):
+        return original(x, w, *rest, **options) if x.dtype != torch.bfloat16 else F.conv1d(x, w.transpose(0, 1))
+
+    patch.wrap(F, "conv_transpose1d", conv)
+
+
+@mutant("autograd.gradient.aminmax-of-a-number")
+def aminmax_keeps_an_axis_that_is_none(patch):
+    """Keeps the axis that a number has not."""
+
+    def aminmax(original, x, **options):
+        found = original(x, **options)
+        return tuple(t[None] for t in found) if options.get("keepdim") and x.dim() == 0 else found
+
+    patch.wrap(torch, "aminmax", aminmax)
+
+
+@mutant("autograd.gradient.norm-of-zero-matrix")
+def norm_of_two_axes_is_a_root(patch):
+    """Takes the root of a sum of squares where axes are named."""
+
+    def norm(original, x, *args, dim=None, **options):
+        return original(x, *args, dim=dim, **options) if dim is None else (x * x).sum(dim).sqrt()
+
+    patch.wrap(torch, "norm", norm)
+
+
+@mutant("autograd.gradient.cumprod-in-another-dtype")
+def cumprod_wants_one_dtype(patch):
+    """Has no derivative beside zeros where the dtypes differ."""
+
+    def cumprod(original, x, dim, dtype=None):
+        if dtype not in (None, x.dtype) and (x == 0).any():
+            x = x.detach()
+        return original(x, dim, dtype=dtype)
+
+    patch.wrap(torch, "cumprod", cumprod)
+
+
+@mutant("autograd.gradient.other-than-nan")
+def what_is_not_a_number_shares_the_gradient(patch):
+    """Gives a number half of the gradient, as if NaN were its equal."""
+
+    def greater(original, x, y):
+        odd = x.isnan() != y.isnan()
+        return original(*(Altered.apply(t, lambda g: torch.where(odd, g / 2, g)) for t in (x, y)))
+
+    for name in ("fmax", "fmin"):
+        patch.wrap(torch, name, greater)
+
+
+@mutant("autograd.gradient.convolution-bias-dtype")
+def convolution_casts_its_bias(patch):
+    """Casts the bias to the dtype of the input."""
+    patch.wrap(F, "conv1d", lambda original, x, w, bias=None, *a: original(x, w, bias.to(x.dtype), *a))
+
+
+@mutant("autograd.gradient.negative-differences")
+def diff_of_negative_order_is_none(patch):
+    """Returns the input where the order is negative."""
+    patch.wrap(torch, "diff", lambda original, x, n=1, **options: original(x, n=max(n, 0), **options))
+
+
+@mutant("autograd.loss.margin-weights-with-strides")
+def margin_weights_are_read_in_a_row(patch):
+    """Reads weights as they lie in memory, one after the other."""
+
+    def loss(original, x, target, p=1, margin=1.0, weight=None, **options):
+        weight = weight.as_strided(weight.shape, (1,), weight.storage_offset())
+        return original(x, target, p, margin, weight, **options)
+
+    patch.wrap(F, "multi_margin_loss", loss)
+
+
+@mutant("autograd.forward.softmax-of-nothing")
+def softmax_subtracts_the_greatest_of_none(patch):
+    """Asks for the greatest element of none."""
+    for name in ("softmax", "log_softmax"):
+        patch.wrap(F, name, lambda original, x, dim: original(x - x.amax(dim, keepdim=True).detach(), dim))

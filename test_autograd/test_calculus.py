@@ -436,6 +436,14 @@ def test_the_padding_row_has_no_tangent(case):
     case.same(found, torch.stack((torch.zeros_like(v[1]), v[2], torch.zeros_like(v[1]))))
 
 
+@claim("autograd.forward.softmax-of-nothing")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_the_tangent_of_a_softmax_over_nothing(case, name):
+    with forward_ad.dual_level():
+        y = getattr(F, name)(forward_ad.make_dual(case.tensor(2, 0), case.tensor(2, 0)), -1)
+        assert forward_ad.unpack_dual(y).tangent.shape == (2, 0)
+
+
 @claim("autograd.forward.angle-at-the-origin")
 @axes(**EAGER)
 def test_the_tangent_of_an_angle_at_the_origin(case):

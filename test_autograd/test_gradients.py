@@ -662,3 +662,93 @@ def test_an_impossible_first_term_leaves_the_others_their_share(case):
     x = case.tensor_of([-math.inf, 0.0, 0.0], requires_grad=True)
     torch.logcumsumexp(x, 0)[1:].sum().backward()
     case.close(x.grad, np.array([0.0, 1.5, 0.5]), k=8)
+
+
+@claim("autograd.gradient.trace-of-tall")
+@axes(via="eager")
+def test_the_trace_of_a_tall_matrix_leaves_the_rows_below(case):
+    x = case.tensor(5, 2, requires_grad=True)
+    torch.trace(x).backward()
+    case.same(x.grad, case.tensor_of(np.eye(5, 2)))
+
+
+@claim("autograd.gradient.picked-from-the-end")
+@axes(via="eager")
+def test_negative_indices_pick_from_the_end(case):
+    x = case.tensor_of([[2.0, 3.0, 5.0]], requires_grad=True)
+    found = torch.take_along_dim(x, torch.tensor([[-1, 0, -1]], device=case.device), 1)
+    found.sum().backward()
+    case.same(found.detach(), case.tensor_of([[5.0, 2.0, 5.0]]))
+    case.same(x.grad, case.tensor_of([[1.0, 0.0, 2.0]]))
+
+
+@claim("autograd.gradient.cropped-to-nothing")
+@axes(via="eager")
+def test_padding_may_take_everything_away(case):
+    x = case.tensor(2, 3, requires_grad=True)
+    found = F.pad(x, (-1, -2, 1, 1), value=7.0)
+    found.sum().backward()
+    assert found.shape == (4, 0)
+    case.same(x.grad, torch.zeros_like(x))
+
+
+@claim("autograd.gradient.transposed-convolution-in-bfloat16")
+@axes(via="eager")
+def test_a_transposed_convolution_in_low_precision(case):
+    x, w = case.tensor_of([[1.0, 2.0, 3.0]]).bfloat16(), case.tensor_of([[[1.0, 10.0], [2.0, 3.0]]]).bfloat16()
+    x.requires_grad_()
+    found = F.conv_transpose1d(x, w)
+    found.sum().backward()
+    case.same(found.detach().float(), case.tensor_of([[1.0, 12.0, 23.0, 30.0], [2.0, 7.0, 12.0, 9.0]]))
+    case.same(x.grad.float(), case.tensor_of([[16.0, 16.0, 16.0]]))
+
+
+@claim("autograd.gradient.aminmax-of-a-number")
+@axes(via="eager")
+def test_both_ends_of_a_number_are_numbers(case):
+    low, high = torch.aminmax(case.tensor_of(3.0), dim=0, keepdim=True)
+    assert (low.shape, high.shape) == ((), ())
+
+
+@claim("autograd.gradient.norm-of-zero-matrix")
+@axes(via="eager")
+def test_the_norm_of_a_matrix_of_zeros_has_no_slope(case):
+    x = case.tensor_of(np.zeros((2, 3)), requires_grad=True)
+    torch.norm(x, dim=(0, 1)).backward()
+    case.same(x.grad, torch.zeros_like(x))
+
+
+@claim("autograd.gradient.cumprod-in-another-dtype")
+@axes(via="eager")
+def test_running_products_in_another_dtype(case):
+    x = case.tensor_of([2.0, 0.0, 3.0], requires_grad=True)
+    found = torch.cumprod(x, 0, dtype=torch.float64)
+    found.sum().backward()
+    assert found.dtype == torch.float64
+    case.same(x.grad, case.tensor_of([1.0, 8.0, 0.0]))
+
+
+@claim("autograd.gradient.other-than-nan")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["fmax", "fmin"])
+def test_what_is_not_a_number_gets_no_gradient(case, name):
+    x = case.tensor_of([math.nan, 2.0], requires_grad=True)
+    y = case.tensor_of([3.0, math.nan], requires_grad=True)
+    getattr(torch, name)(x, y).backward(case.tensor_of([5.0, 7.0]))
+    case.same(x.grad, case.tensor_of([0.0, 7.0]))
+    case.same(y.grad, case.tensor_of([5.0, 0.0]))
+
+
+@claim("autograd.gradient.convolution-bias-dtype")
+@axes(via="eager")
+def test_a_bias_has_the_dtype_of_what_it_is_added_to(case):
+    x, w, bias = case.tensor(1, 2, 5), case.tensor(3, 2, 2), case.tensor(3).double()
+    with case.raises((RuntimeError, ValueError, TypeError), "type"):
+        F.conv1d(x, w, bias)
+
+
+@claim("autograd.gradient.negative-differences")
+@axes(via="eager")
+def test_there_is_no_negative_difference(case):
+    with case.raises((RuntimeError, ValueError), "order"):
+        torch.diff(case.tensor(4), n=-1)

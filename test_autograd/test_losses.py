@@ -527,3 +527,11 @@ def test_no_events_have_a_finite_gradient(case):
     x, t = case.tensor_of([0.5, -1.0]), case.tensor_of([0.0, 0.5], requires_grad=True)
     F.poisson_nll_loss(x, t, full=True, reduction="sum").backward()
     case.same(t.grad, -x)
+
+
+@claim("autograd.loss.margin-weights-with-strides")
+@axes(via="eager")
+def test_margin_weights_are_read_where_they_lie(case):
+    x, weight = case.tensor_of([[0.25, 0.5, 1.0]]), case.tensor_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[::2]
+    loss = F.multi_margin_loss(x, whole(case, 1), weight=weight, reduction="sum")
+    case.close(loss, 3 * (0.75 + 1.5) / 3, k=2)  # a division, or a product with a rounded third
