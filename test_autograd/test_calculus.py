@@ -468,6 +468,18 @@ def test_the_derivative_of_a_cross_entropy_at_its_ends(case, mode):
     case.close(found, np.array([1.0, -1.0]), k=4)
 
 
+@claim("autograd.forward.infinite-tangent-of-the-other")
+@axes(**EAGER)
+@pytest.mark.parametrize("name", ["maximum", "minimum", "fmax", "fmin"])
+def test_the_tangent_of_the_greater_alone_counts(case, name):
+    pairs = [(-3.0, np.inf), (2.0, 1.5)] if name in ("maximum", "fmax") else [(3.0, np.inf), (-2.0, 1.5)]
+    with forward_ad.dual_level():
+        lost, kept = (forward_ad.make_dual(case.tensor_of([x]), case.tensor_of([v])) for x, v in pairs)
+        for ordered in ((lost, kept), (kept, lost)):
+            found = forward_ad.unpack_dual(getattr(torch, name)(*ordered)).tangent
+            case.same(found, case.tensor_of([1.5]))
+
+
 @claim("autograd.forward.constants-have-no-tangent")
 def test_a_constant_has_no_tangent(case):
     x, v = case.tensor(3), case.tensor(3)
@@ -745,6 +757,11 @@ def test_gradcheck_tries_batched_gradients(case):
         with case.raises(RuntimeError, "batched grad"):
             gradcheck(Unbatched.apply, x, **options)
         assert gradcheck(Unbatched.apply, x, raise_exception=False, **options) is False
+
+
+@claim("autograd.gradcheck.outputs-without-gradient")
+def test_gradcheck_asks_no_gradient_of_a_constant(case):
+    assert gradcheck(lambda x: ((2 * x).detach(), 3 * x), doubles(case, 3), fast_mode=True)
 
 
 @claim("autograd.gradcheck.second-order-options")

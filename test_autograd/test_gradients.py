@@ -752,3 +752,33 @@ def test_a_bias_has_the_dtype_of_what_it_is_added_to(case):
 def test_there_is_no_negative_difference(case):
     with case.raises((RuntimeError, ValueError), "order"):
         torch.diff(case.tensor(4), n=-1)
+
+
+@claim("autograd.gradient.greater-than-nan")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["fmax", "fmin"])
+def test_a_number_beside_nan_has_the_whole_gradient(case, name):
+    x, y = case.tensor_of([3.0, np.nan], requires_grad=True), case.tensor_of([np.nan, 2.0], requires_grad=True)
+    getattr(torch, name)(x, y).sum().backward()
+    case.same(x.grad, case.tensor_of([1.0, 0.0]))
+    case.same(y.grad, case.tensor_of([0.0, 1.0]))
+
+
+@claim("autograd.gradient.residuals")
+@axes(dtype=PRECISE, via="eager")
+def test_gradient_of_the_residuals(case):
+    """The nearest multiple of (1, 1) is the mean, which leaves (b - a)^2 / 2 of two numbers a and b."""
+    b = case.tensor_of([[1.0], [4.0], [1.0]], requires_grad=True)
+    torch.linalg.lstsq(torch.ones_like(b), b, driver="gelsd").residuals.sum().backward()
+    case.close(b.grad, np.array([[-2.0], [4.0], [-2.0]]), k=32)  # twice the difference from the mean, by some ten steps
+
+
+@claim("autograd.gradient.condition-number")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("p", ["fro", 1])
+def test_gradient_of_a_condition_number(case, p):
+    """That of diag(4, 2) is 2 by the maximum of columns; by the norm of Frobenius 5 / 2 = (a^2 + b^2) / a b."""
+    x = case.tensor_of([[4.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    torch.linalg.cond(x, p).backward()
+    law = {"fro": [0.375, -0.75], 1: [0.5, -1.0]}[p]
+    case.close(x.grad.diagonal(), np.array(law), k=32)  # an inverse, two norms and their product: some ten steps
