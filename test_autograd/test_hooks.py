@@ -726,6 +726,15 @@ def test_multi_grad_hooks_may_take_the_first(case):
         torch.autograd.graph.register_multi_grad_hook((a, b), seen.append, mode="some")
 
 
+@claim("hooks.node.multi-grad-of-the-root")
+def test_multi_grad_hooks_fire_where_backward_starts(case):
+    x, seen = case.tensor(3, requires_grad=True), []
+    loss = (2 * x).sum()
+    torch.autograd.graph.register_multi_grad_hook((loss,), seen.append)
+    loss.backward()
+    assert len(seen) == 1
+
+
 @claim("hooks.node.multi-grad-under-no-grad")
 def test_multi_grad_hooks_are_registered_under_no_grad(case):
     x, seen = case.tensor(3, requires_grad=True), []
