@@ -773,3 +773,11 @@ def rare_dtypes_have_no_storage(patch):
         return original(what, *args, **kwargs)
 
     patch.wrap(torch, "save", save)
+
+
+@mutant("state.file.attributes-as-weights")
+def parameters_with_attributes_are_unsafe(patch):
+    """Does not know what rebuilds a parameter with attributes, as torch did until 2.3."""
+    known = torch._weights_only_unpickler._get_allowed_globals()
+    fewer = {name: what for name, what in known.items() if not name.endswith("_rebuild_parameter_with_state")}
+    patch.set(torch._weights_only_unpickler, "_get_allowed_globals", lambda: fewer)

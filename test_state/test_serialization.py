@@ -12,7 +12,7 @@ import tarfile
 import types
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -323,6 +323,15 @@ def test_weights_only_loads_python_values(case, kind):
     assert (type(found), found) == (type(value), value)
 
 
+@claim("state.file.attributes-as-weights")
+def test_weights_only_keeps_attributes_of_parameters(case):
+    p = nn.Parameter(case.tensor(3), requires_grad=False)
+    p.note = "text"
+    q = through_a_file(p, weights_only=True)
+    assert (type(q), q.note, q.requires_grad) == (nn.Parameter, "text", False)
+    case.same(q, p)
+
+
 @claim("state.file.conjugates-as-weights")
 def test_weights_only_keeps_a_conjugate(case):
     z = torch.complex(case.tensor(3), case.tensor(3)).conj()
@@ -398,6 +407,31 @@ def test_classes_may_be_allowed(case):
     file.seek(0)
     with case.raises(pickle.UnpicklingError, "weights.only"):
         torch.load(file, weights_only=True)
+
+
+class Records(dict):
+    pass
+
+
+class Sequence(list):
+    pass
+
+
+@claim("state.file.allowed-dicts")
+@pytest.mark.parametrize("kind", [Records, defaultdict])
+def test_dicts_of_an_allowed_class_are_read(case, kind):
+    held = kind(int) if kind is defaultdict else kind()
+    held.update(a=1, b=2)
+    with torch.serialization.safe_globals([kind, int]):
+        found = through_a_file(held, weights_only=True)
+    assert (type(found), dict(found)) == (kind, {"a": 1, "b": 2})
+
+
+@claim("state.file.allowed-lists")
+def test_lists_of_an_allowed_class_are_read(case):
+    with torch.serialization.safe_globals([Sequence]):
+        found = through_a_file(Sequence([1, 2]), weights_only=True)
+    assert (type(found), list(found)) == (Sequence, [1, 2])
 
 
 @claim("state.file.added-safe-globals")
