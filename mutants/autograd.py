@@ -2028,3 +2028,27 @@ def residuals_are_detached(patch):
         return type(found)((found[0], found[1].detach(), *found[2:]))
 
     patch.wrap(torch.linalg, "lstsq", lstsq)
+
+
+def full_at_256(gradient):
+    """What adding ones in bfloat16 comes to."""
+    return gradient.clamp(max=256)
+
+
+@mutant("autograd.gradient.enlarged-in-low-precision")
+def interpolation_adds_up_in_low_precision(patch):
+    """Adds up gradients in the dtype of the input."""
+    patch.wrap(F, "interpolate", lambda original, x, *a, **o: original(Altered.apply(x, full_at_256), *a, **o))
+
+
+@mutant("autograd.gradient.gathered-in-low-precision")
+def gathering_adds_up_in_low_precision(patch):
+    """Adds up gradients in the dtype of the input."""
+    patch.wrap(Tensor, "gather", lambda original, x, *rest: original(Altered.apply(x, full_at_256), *rest))
+
+
+@mutant("autograd.gradient.long-products-in-low-precision")
+def products_add_up_in_low_precision(patch):
+    """Adds up products in the dtype of the factors."""
+    for name in ("dot", "mv"):
+        patch.wrap(torch, name, lambda original, x, y: original(x, y).clamp(max=256))

@@ -782,3 +782,45 @@ def test_gradient_of_a_condition_number(case, p):
     torch.linalg.cond(x, p).backward()
     law = {"fro": [0.375, -0.75], 1: [0.5, -1.0]}[p]
     case.close(x.grad.diagonal(), np.array(law), k=32)  # an inverse, two norms and their product: some ten steps
+
+
+@claim("autograd.gradient.enlarged-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_gradient_of_a_much_enlarged_line(case, mode):
+    x = torch.ones_like(case.tensor(1, 1, 2)).requires_grad_()
+    F.interpolate(x, size=2048, mode=mode).sum().backward()
+    case.close(x.grad, np.full((1, 1, 2), 1024.0), k=1)
+
+
+@claim("autograd.gradient.gathered-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_gradient_of_what_is_gathered_often(case):
+    x = torch.ones_like(case.tensor(2)).requires_grad_()
+    x.gather(0, torch.zeros(600, dtype=torch.int64, device=case.device)).sum().backward()
+    case.same(x.grad, case.tensor_of([600.0, 0.0]))
+
+
+SELECTED = {
+    "index": lambda x, i: x[i],
+    "index_select": lambda x, i: x.index_select(0, i),
+    "take": torch.take,
+}
+
+
+@claim("autograd.gradient.selected-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("name", SELECTED)
+def test_gradient_of_what_is_selected_often(case, name):
+    x = torch.ones_like(case.tensor(2)).requires_grad_()
+    SELECTED[name](x, torch.zeros(600, dtype=torch.int64, device=case.device)).sum().backward()
+    case.same(x.grad, case.tensor_of([600.0, 0.0]))
+
+
+@claim("autograd.gradient.long-products-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("name", ["dot", "mv"])
+def test_products_count_every_element(case, name):
+    ones = torch.ones_like(case.tensor(600))  # more might go to oneDNN
+    found = torch.dot(ones, ones) if name == "dot" else torch.mv(ones[None], ones)[0]
+    case.same(found, case.tensor_of(600.0))
