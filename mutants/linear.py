@@ -691,3 +691,15 @@ def bags_of_frozen_rows_learn_nothing(patch):
         return y if weight.requires_grad else y.detach().requires_grad_()
 
     patch.wrap(F, "embedding_bag", change)
+
+
+@mutant("linear.convolution.circular-sample")
+def circular_padding_wants_a_batch(patch):
+    """Takes the first of two dimensions for the batch, as torch did until 2.0."""
+
+    def pad(original, x, by, mode="constant", value=None):
+        if mode == "circular" and len(by) != 2 * (x.dim() - 2):
+            raise RuntimeError("Invalid padding size")
+        return original(x, by, mode, value)
+
+    patch.wrap(F, "pad", pad)

@@ -1,5 +1,6 @@
 """The ways in which weights computed from other tensors go wrong."""
 
+import torch
 from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
@@ -419,3 +420,15 @@ def recurrent_layer_keeps_its_list_of_weights(patch):
 def several_tensors_require_gradients_at_first(patch):
     """Makes each of several tensors a parameter that requires gradients, and lets it have its flag afterwards."""
     patch.source(List.__init__, "Parameter(originali, original.requires_grad)", "Parameter(originali)")
+
+
+@mutant("parametrizations.weight-norm.on-meta")
+def weight_norm_wants_memory(patch):
+    """Has no kernel for the meta device, as torch until 2.2."""
+
+    def weight_norm(original, v, g, *rest):
+        if v.is_meta:
+            raise NotImplementedError("no kernel for Meta")
+        return original(v, g, *rest)
+
+    patch.wrap(torch, "_weight_norm", weight_norm)

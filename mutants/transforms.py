@@ -1,6 +1,7 @@
 """The ways in which function transforms and compilers go wrong."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 try:
@@ -289,3 +290,17 @@ def a_linearisation_is_one(patch):
         return made, lambda *tangents: torch.ones_like(made)
 
     transform(patch, "linearize", linearize)
+
+
+@mutant("transforms.vmap.attention")
+def attention_has_no_rule(patch):
+    """Refuses entries of four dimensions, as torch did in 2.1 and 2.2."""
+    if func is None:
+        raise NotApplicable("no torch.func")
+
+    def attend(original, q, *rest, **options):
+        if torch._C._functorch.is_batchedtensor(q) and q.dim() == 4:
+            raise RuntimeError("Batching rule not implemented")
+        return original(q, *rest, **options)
+
+    patch.wrap(F, "scaled_dot_product_attention", attend)

@@ -418,3 +418,10 @@ def test_a_lazy_layer_takes_its_input_by_keyword(case):
     layer = nn.LazyLinear(3, device=case.device)
     assert layer(input=case.tensor(2, 5)).shape == (2, 3)
     assert layer.in_features == 5
+
+
+@claim("linear.convolution.circular-sample")
+@axes(via="eager")
+def test_circular_padding_takes_a_single_sample(case):
+    layer, x = case.module(nn.Conv1d, 2, 3, 2, padding=1, padding_mode="circular"), case.tensor(2, 4)
+    case.close(layer(x), array(layer(x[None])[0]), k=16, scale=8)  # five terms, none of them above 8, in either order

@@ -938,3 +938,10 @@ def test_a_pruned_layer_is_copied(case):
     layer, x = case.module(nn.Linear, 3, 2), case.tensor(1, 3)
     prune.l1_unstructured(layer, "weight", 2)
     case.same(copy.deepcopy(layer)(x), layer(x))
+
+
+@claim("parametrizations.weight-norm.on-meta")
+@axes(via="eager")
+def test_weight_norm_takes_a_layer_without_memory(case):
+    layer = parametrizations.weight_norm(nn.Linear(5, 3, device="meta"))
+    assert (layer.weight.device.type, layer.weight.shape) == ("meta", (3, 5))

@@ -685,3 +685,12 @@ def test_the_gradient_of_a_mean_squared_error_has_a_tangent(case):
     x, target, v = case.tensor(4), case.tensor(4), case.tensor(4)
     _, found = func.jvp(func.grad(lambda x: F.mse_loss(x, target)), (x,), (v,))
     case.close(found, array(v) / 2, k=2)  # twice the tangent, divided by four
+
+
+@claim("transforms.vmap.attention")
+def test_vmap_of_attention_is_the_loop(case):
+    q, k, v = (case.tensor(3, 2, 1, n, 5) for n in (4, 6, 6))
+    found = func.vmap(F.scaled_dot_product_attention)(q, k, v)
+    loop = torch.stack([F.scaled_dot_product_attention(*each) for each in zip(q, k, v, strict=True)])
+    # products of five numbers, and weights of six that add up to one: some thirty steps
+    case.close(found, array(loop), k=64, scale=abs(array(v)).max())
