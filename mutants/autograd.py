@@ -1997,28 +1997,6 @@ def softmax_subtracts_the_greatest_of_none(patch):
         patch.wrap(F, name, lambda original, x, dim: original(x - x.amax(dim, keepdim=True).detach(), dim))
 
 
-@mutant("autograd.gradient.greater-than-nan")
-def nan_gets_a_gradient_too(patch):
-    """Takes the gradient off the smaller number alone, and NaN is not smaller, as torch did in 2.14."""
-
-    def choose(name, smaller):
-        class Chosen(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x, y):
-                ctx.save_for_backward(smaller(x, y), smaller(y, x))
-                return getattr(torch.ops.aten, name)(x, y)
-
-            @staticmethod
-            def backward(ctx, gradient):
-                first, second = ctx.saved_tensors
-                return gradient.masked_fill(first, 0), gradient.masked_fill(second, 0)
-
-        patch.wrap(torch, name, lambda original, x, y: Chosen.apply(x, y))
-
-    choose("fmax", torch.lt)
-    choose("fmin", torch.gt)
-
-
 @mutant("autograd.gradient.residuals")
 def residuals_are_detached(patch):
     """Leaves the residuals out of the graph, as torch did until 2.6."""

@@ -754,16 +754,6 @@ def test_there_is_no_negative_difference(case):
         torch.diff(case.tensor(4), n=-1)
 
 
-@claim("autograd.gradient.greater-than-nan")
-@axes(via="eager")
-@pytest.mark.parametrize("name", ["fmax", "fmin"])
-def test_a_number_beside_nan_has_the_whole_gradient(case, name):
-    x, y = case.tensor_of([3.0, np.nan], requires_grad=True), case.tensor_of([np.nan, 2.0], requires_grad=True)
-    getattr(torch, name)(x, y).sum().backward()
-    case.same(x.grad, case.tensor_of([1.0, 0.0]))
-    case.same(y.grad, case.tensor_of([0.0, 1.0]))
-
-
 @claim("autograd.gradient.residuals")
 @axes(dtype=PRECISE, via="eager")
 def test_gradient_of_the_residuals(case):
