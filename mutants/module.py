@@ -739,3 +739,13 @@ def anything_is_put_among_modules(patch):
 def no_arguments_are_one(patch):
     """Hands None on as an argument."""
     patch.source(nn.utils.stateless._functional_call, "args = ()", "args = (args,)")
+
+
+@mutant("module.activation.elu-near-zero")
+def exponential_less_one(patch):
+    """Takes one from the exponential, which is one where the input is small."""
+
+    def elu(original, x, alpha=1.0, inplace=False):
+        return torch.where(x > 0, x, alpha * (x.exp() - 1))
+
+    patch.wrap(nn.functional, "elu", elu)

@@ -1409,3 +1409,13 @@ def test_a_lazy_convolution_reads_its_channels_from_what_it_loads(case):
     layer.load_state_dict(nn.Conv2d(4, 3, 3, device=case.device).state_dict())
     layer(case.tensor(1, 4, 5, 5))
     assert layer.in_channels == 4
+
+
+@claim("module.activation.elu-near-zero")
+@axes(dtype="float32")
+@pytest.mark.parametrize("name", ["ELU", "CELU", "SELU"])
+def test_small_negative_numbers_keep_their_digits(case, name):
+    x = case.tensor_of([-1e-9, -3e-8, -2e-6, -1e-3, -0.5, -5.0])
+    factor = {"ELU": 1.0, "CELU": 1.0, "SELU": 1.6732632423543772 * 1.0507009873554805}[name]
+    law = factor * np.expm1(array(x))
+    case.close(getattr(nn, name)()(x), law, k=4, scale=abs(law))  # expm1 is good to two, and two products follow
