@@ -1,5 +1,8 @@
 """The ways in which an implementation of attention and the Transformer goes wrong."""
 
+import os
+import signal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -826,3 +829,19 @@ def negative_dropout_is_none(patch):
 def causal_mask_is_single(patch):
     """Makes the mask in float32 whatever the default."""
     patch.source(transformer._generate_square_subsequent_mask, "dtype=dtype", "dtype=dtype or torch.float32")
+
+
+@mutant("attention.sdpa.no-width")
+def nothing_is_attended_to_without_a_width(patch):
+    """Returns zeros where queries have no numbers."""
+    sdpa(patch, lambda original, q, k, v, **o: original(q, k, v, **o) * bool(q.shape[-1]))
+
+
+@mutant("attention.sdpa.no-heads")
+def work_is_divided_among_the_heads(patch):
+    """Divides by the number of heads, which ends the process where it is zero."""
+
+    def attend(original, q, k, v, **o):
+        return original(q, k, v, **o) if q.numel() else os.kill(os.getpid(), signal.SIGFPE)
+
+    sdpa(patch, attend)

@@ -1,6 +1,8 @@
 """Attention: one formula, whether called by itself, in heads, or within the layers of the Transformer."""
 
+import faulthandler
 import functools
+import os
 import warnings
 from contextlib import contextmanager, nullcontext
 
@@ -1778,3 +1780,25 @@ def test_a_layer_told_of_a_causal_mask_needs_it(case):
     layer, x = encoder_layer(case, batch_first=True).eval(), case.tensor(2, 3, WIDTH)
     with torch.no_grad(), case.raises((RuntimeError, AssertionError, ValueError), "attn_mask|src_mask"):
         layer(x, is_causal=True)
+
+
+@claim("attention.sdpa.no-width")
+@axes(via="eager")
+@pytest.mark.parametrize("rank", [3, 4])
+def test_without_a_width_the_values_are_averaged(case, rank):
+    q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 1, 2, 5, 4, 0, wide=3))
+    wanted = array(v).mean(-2, keepdims=True).repeat(5, axis=-2)
+    case.close(sdpa(case, q, k, v, scale=1.0), wanted, k=8, scale=abs(array(v)).max())  # four products, their sum
+
+
+@claim("attention.sdpa.no-heads")
+@axes(via="eager")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork, and a crash would end the run")
+def test_attention_without_heads(case):
+    q, k, v = (t[:, :0] for t in queries_keys_values(case, 1, 2, 5, 3, 4))
+    child = os.fork()  # attending crashes the process on some releases
+    if child == 0:
+        faulthandler.disable()
+        os._exit(sdpa(case, q, k, v).shape != (1, 0, 5, 4))
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"attention without heads ended the process with signal {os.WTERMSIG(status)}"
