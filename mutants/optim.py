@@ -1492,3 +1492,10 @@ def lbfgs_goes_backwards(patch):
 def only_negative_rates_are_refused(patch):
     """Asks whether the rate is below zero, which what is not a number never is."""
     patch.source(rprop.Rprop.__init__, "not 0.0 <= lr", "lr < 0.0")
+
+
+@mutant("optim.step.keeps-its-name")
+def decorated_step_has_no_name(patch):
+    """Decorates step and leaves its name and words behind."""
+    inner = torch.optim.Adam.step
+    patch.set(torch.optim.Adam, "step", lambda self, closure=None: inner(self, closure))

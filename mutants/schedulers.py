@@ -564,3 +564,9 @@ def plateau_stands_alone(patch):
 def factors_are_called_later(patch):
     """Leaves it to a later step to find that a factor cannot be called."""
     patch.source(s.MultiplicativeLR.__init__, "if not callable(lr_lambda)", "if False")
+
+
+@mutant("schedulers.errors.least-rate-is-a-number")
+def words_are_rates(patch):
+    """Takes any least rate."""
+    patch.source(s.CosineAnnealingWarmRestarts.__init__, "not isinstance(eta_min, (float, int))", "False")

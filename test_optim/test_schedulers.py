@@ -1010,6 +1010,12 @@ def test_a_number_is_no_function_of_the_epoch(case, name):
         schedule(case, name, optimizer_of(case), {"lr_lambda": 0.5})
 
 
+@claim("schedulers.errors.least-rate-is-a-number")
+def test_a_word_is_no_least_rate(case):
+    with case.raises((TypeError, ValueError), "eta_min"):
+        schedule(case, "CosineAnnealingWarmRestarts", optimizer_of(case), {"T_0": 2, "eta_min": "0.1"})
+
+
 @claim("schedulers.errors.get-lr-outside-step")
 @schedules
 def test_get_lr_is_not_for_asking(case, name, options):

@@ -133,6 +133,12 @@ def test_hooks_of_a_subclass_run_once(case, name):
     assert seen == ["before", "after"]
 
 
+@claim("optim.step.keeps-its-name")
+def test_a_step_keeps_its_name_and_its_words(case):
+    step = torch.optim.Adam.step
+    assert (step.__name__, bool(step.__doc__)) == ("step", True)
+
+
 @claim("optim.step.empty")
 @every
 def test_a_step_without_any_gradient_does_nothing(case, name, path):
