@@ -1826,18 +1826,6 @@ def norms_stop_growing(patch):
     patch.wrap(torch.linalg, "vector_norm", norm)
 
 
-@mutant("autograd.gradient.gathered-often")
-def gathered_gradients_stop_growing(patch):
-    """Adds up in the dtype of the input, one after the other."""
-
-    def gather(original, x, *rest):
-        if x.dtype == torch.bfloat16 and x.requires_grad:
-            x.register_hook(lambda g: g.clamp(max=256))
-        return original(x, *rest)
-
-    patch.wrap(torch, "gather", gather)
-
-
 @mutant("autograd.gradient.norm-in-half-range")
 def powers_in_half_precision(patch):
     """Takes powers in float16."""

@@ -579,14 +579,6 @@ def test_norms_count_every_element(case, order):
     case.close(torch.linalg.vector_norm(x, order), 4096 ** (1 / order), k=1)
 
 
-@claim("autograd.gradient.gathered-often")
-@axes(dtype="bfloat16", via="eager")
-def test_a_gathered_element_counts_every_gradient(case):
-    x = torch.ones_like(case.tensor(1)).requires_grad_()
-    torch.gather(x, 0, torch.zeros(1024, dtype=torch.int64, device=x.device)).sum().backward()
-    assert x.grad.item() == 1024
-
-
 @claim("autograd.gradient.norm-in-half-range")
 @axes(dtype="float16", via="eager")
 @pytest.mark.parametrize("order", [2, 3])
