@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,11 @@ def test_an_interruption_leaves_a_marked_partial_result_and_no_process(pretend, 
     sides = [pretend(name, record(), sleeps=600) for name in "ab"]
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch_conformance", "gate", *sides, "--out", str(out), "--kernel-budget", "0"]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a job that a script puts in the background inherits that interrupts are ignored
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not all(written(out / f"{name}.jsonl") for name in ("old", "new")):
         time.sleep(0.2)
