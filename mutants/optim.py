@@ -1463,7 +1463,7 @@ def counts_are_grouped_as_the_default_dtype_says(patch):
             raise RuntimeError("Tensors of the same index must be on the same device and the same dtype")
         return original(*args, **kwargs)
 
-    patch.wrap(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(group).__func__)
+    patch.wrap(Optimizer, "_group_tensors_by_device_and_dtype", group)
 
 
 @mutant("optim.sparse.sgd-momentum")
