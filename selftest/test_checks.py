@@ -1,6 +1,7 @@
 """Every check holds where it should, and is shown to fail where it should."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -114,3 +115,12 @@ def test_raises_wants_the_kind_and_the_words():
         raise TypeError("x")
     with pytest.raises(Violation, match="no error where ValueError"), checks.raises(ValueError, "x"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
+def test_survived_returns_or_names_the_signal():
+    assert checks.survived(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        checks.survived(lambda: 1 / 0)
+    with pytest.raises(Violation, match="signal 6"):
+        checks.survived(os.abort)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 pytestmark = [axes(via="eager"), pytest.mark.filterwarnings("ignore:None of the inputs")]
 both = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
@@ -184,14 +185,11 @@ def test_dropout_draws_the_same_mask_again(case, reentrant):
 def test_gradients_are_of_the_noise_of_the_forward(case, reentrant, layer, monkeypatch):
     x, g, found = case.tensor(5, 13, requires_grad=True), case.tensor(5, 13), []
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)  # memory that nobody wrote to holds NaN, not what was there by chance
-    try:
+    with switched("deterministic algorithms", True):  # memory that nobody wrote to is NaN, not what was there by chance
         for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=reentrant)):
             torch.manual_seed(7)
             run(x).backward(g)
             found.append(gradients(layer, x)["input"])
-    finally:
-        torch.use_deterministic_algorithms(False)
     case.same(found[1], found[0])
 
 

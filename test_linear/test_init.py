@@ -12,6 +12,7 @@ from specs.reference import init as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 init = nn.init
 SHAPES = [(9, 101), (11, 7, 13), (11, 7, 3, 5)]
@@ -579,11 +580,8 @@ def test_fork_rng_leaves_the_outer_state(case):
 @claim("init.rng.deterministic-fill")
 @axes(dtype=FLOATING)
 def test_deterministic_algorithms_fill_new_memory_with_nan(case):
-    torch.use_deterministic_algorithms(True)
-    try:
+    with switched("deterministic algorithms", True):
         assert torch.empty(5, dtype=case.dtype, device=case.device).isnan().all()
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @claim("init.sparse.generator")

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from specs.reference import dropout as reference
 from torch_conformance.axes import FLOATING, PRECISE
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 FORMS = {
     nn.Dropout: "dropout",
@@ -49,14 +49,6 @@ def by_channel(kept):
 def hoeffding(n, width, results=1):
     """How far the mean of n independent values may stray within a width; one alarm in 1e9 over all results."""
     return width * math.sqrt(math.log(2 * results / 1e-9) / (2 * n))
-
-
-@contextmanager
-def threads(n):
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- eval mode ---------------------------------------------------------------------------------------------------------
@@ -155,7 +147,7 @@ def test_p_is_the_probability_of_zeroing(case, p):
 @claim("dropout.train.rate")
 @pytest.mark.parametrize("n", [1, 2])
 def test_rate_is_the_same_in_every_thread(case, n):
-    with threads(n):
+    with switched("threads", n):
         y = case.module(nn.Dropout, p=0.3)(case.tensor_of([1.0]).expand(70_001))
     for part in (y[:10_007], y[30_000:40_007], y[-10_007:]):
         case.binomial((part == 0).sum(), 10_007, 0.3)

@@ -1,7 +1,6 @@
 """Batch normalisation: by the batch in training, by the running statistics in evaluation."""
 
 import math
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from specs.reference import batchnorm as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 CLASSES = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d]
 INPUTS = [
@@ -67,14 +67,6 @@ def close_to_updated(case, layer, before, x, momentum):
     for actual, old, new, size in zip(running, before, (mean, variance), sizes, strict=True):
         law = reference.update(old, new, momentum)
         case.close(actual, law, k=k, scale=(1 - momentum) * abs(old) + momentum * size)
-
-
-@contextmanager
-def threads(n):
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- the layer ---------------------------------------------------------------------------------------------------------
@@ -183,7 +175,7 @@ def test_training_in_every_thread(case, n):
     layer = case.module(nn.BatchNorm2d, 67, eps=EPS, momentum=0.7)
     x, gradient = case.tensor(4, 67, 13, 11, loc=0.5, requires_grad=True), case.tensor(4, 67, 13, 11)
     before = statistics(layer)
-    with threads(n):
+    with switched("threads", n):
         y = layer(x)
         y.backward(gradient)
     close_to_train(case, y, x, *affine(layer), EPS)

@@ -30,6 +30,7 @@ from test_optim.stepping import (
 from torch_conformance.axes import PRECISE, REDUCED
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 names = pytest.mark.parametrize("name", ALL)
 fused = pytest.mark.parametrize("name", FUSED_ON_CPU)
@@ -65,13 +66,10 @@ def test_the_default_dtype_does_not_matter(case, name):
     """The second step goes by the counts that the first has left."""
     parameters = parameters_of(case, [(7,), (3, 5)])
     optimizer = build(case, name, parameters, "foreach", **USUAL[name])
-    torch.set_default_dtype(torch.float64)
-    try:
+    with switched("default dtype", torch.float64):
         for _ in range(2):
             give_gradients(case, parameters)
             follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @claim("optim.paths.fused-refuses-complex")

@@ -24,6 +24,7 @@ from test_optim.stepping import (
     remembered,
 )
 from torch_conformance.marks import claim, since
+from torch_conformance.switches import switched
 
 names = pytest.mark.parametrize("name", ALL)
 
@@ -64,11 +65,8 @@ def test_a_state_of_an_older_release_loads(case, name):
             state[key] = float(state[key])
     (wanted,) = {count.dtype for count in counts(optimizer, "step")} or {torch.float32}
     for default in (torch.float32, torch.bfloat16):
-        torch.set_default_dtype(default)
-        try:
+        with switched("default dtype", default):
             optimizer.load_state_dict(copy.deepcopy(saved))
-        finally:
-            torch.set_default_dtype(torch.float32)
         for key, value in later.items():
             found = optimizer.param_groups[0][key]
             assert found == value or (value is None and found is False), f"{key} is {found}, not {value}"
@@ -91,15 +89,12 @@ def test_counts_do_not_follow_a_reduced_default_dtype(case, name):
     """float32, and float64 where that is the default dtype; of a fused optimiser always float32."""
     for path in paths_of(name):
         for default in (torch.bfloat16, torch.float64):
-            torch.set_default_dtype(default)
-            try:
+            with switched("default dtype", default):
                 parameters = parameters_of(case, [(3,), (4,)])
                 optimizer = build(case, name, parameters, path, **USUAL[name])
                 give_gradients(case, parameters)
                 optimizer.step()
                 optimizer.load_state_dict(optimizer.state_dict())
-            finally:
-                torch.set_default_dtype(torch.float32)
             wanted = torch.float64 if default == torch.float64 and path != "fused" else torch.float32
             found = {count.dtype for count in counts(optimizer, "step")}
             assert found <= {wanted}, f"{path} counts in {found} under {default}, not in {wanted}"
@@ -110,16 +105,13 @@ def test_counts_do_not_follow_a_reduced_default_dtype(case, name):
 def test_counts_go_on_under_a_reduced_default_dtype(case, name):
     """The next number of bfloat16 after 256 is 258."""
     for path in paths_of(name):
-        torch.set_default_dtype(torch.bfloat16)
-        try:
+        with switched("default dtype", torch.bfloat16):
             (p,) = parameters_of(case, [(3,)])
             optimizer = build(case, name, [p], path, **USUAL[name])
             give_gradients(case, [p])
             optimizer.step()
             optimizer.state[p]["step"] = 255 + optimizer.state[p]["step"]
             optimizer.step()
-        finally:
-            torch.set_default_dtype(torch.float32)
         assert (count := float(optimizer.state[p]["step"])) == 257, f"{path} counts {count} after 256"
 
 

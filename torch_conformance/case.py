@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch_conformance.axes import Point
 from torch_conformance.replacements import NotTaken, Replacement
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 class Unsupported(pytest.skip.Exception):  # type: ignore[misc, name-defined]
@@ -154,6 +156,12 @@ class Case:
         with checks.raises(kind, words) as caught:
             yield caught
         self.saw(type(caught[0]).__name__)
+
+    def survived(self, act: Callable[[], T]) -> T:
+        """What the call returns; it must not end the process. Raises `Unsupported` where it cannot be tried first."""
+        if not hasattr(os, "fork"):
+            raise self.unsupported("the platform cannot fork, and a crash would end the run")
+        return checks.survived(act)
 
     def backend(self) -> Any:
         """What torch has for the device: ``torch.cuda``, torch itself for the CPU. Raises `Unsupported` for others."""

@@ -5,16 +5,19 @@ Each raises `Violation` with the figures, and each is shown by the selftest to f
 
 from __future__ import annotations
 
+import faulthandler
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -186,3 +189,17 @@ def raises(kind: type[BaseException] | tuple[type[BaseException], ...], words: s
         raise Violation(f"{type(error).__name__} where {names} is claimed: {str(error)[:200]}") from error
     else:
         raise Violation(f"no error where {names} with the words /{words}/ is claimed")
+
+
+def survived(act: Callable[[], T]) -> T:
+    """What the call returns. It is tried in a fork first: raises `Violation` if that ends the process."""
+    if not (child := os.fork()):
+        faulthandler.disable()
+        try:
+            act()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise Violation(f"the call ended the process with signal {os.WTERMSIG(status)}")
+    return act()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 class Leak(RuntimeError):
     """A test left a global switch other than it found it: the suite's fault, not torch's."""
+
+
+@contextmanager
+def switched(name: str, value: Any) -> Iterator[None]:
+    """The switch of this name stands at the value within the block, and as before after it."""
+    getter, setter = SWITCHES[name]
+    before = getter()
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(before)
 
 
 def read() -> dict[str, Any]:
