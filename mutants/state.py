@@ -9,6 +9,7 @@ import textwrap
 import torch
 from torch import nn
 from torch import serialization as files
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from torch_conformance.mutation import NotApplicable, mutant
 
@@ -781,3 +782,36 @@ def parameters_with_attributes_are_unsafe(patch):
     known = torch._weights_only_unpickler._get_allowed_globals()
     fewer = {name: what for name, what in known.items() if not name.endswith("_rebuild_parameter_with_state")}
     patch.set(torch._weights_only_unpickler, "_get_allowed_globals", lambda: fewer)
+
+
+@mutant("state.dict.stripped-in-order")
+def stripped_keys_are_sorted(patch):
+    """Sorts the keys, as torch did until 2.2."""
+    patch.source(consume_prefix_in_state_dict_if_present, "list(state_dict.keys())", "sorted(state_dict.keys())")
+
+
+@mutant("state.dict.stripped-versions")
+def versions_are_sought_among_the_keys(patch):
+    """Looks for the versions among the keys, where they are not."""
+    patch.source(
+        consume_prefix_in_state_dict_if_present, 'hasattr(state_dict, "_metadata")', '"_metadata" in state_dict'
+    )
+
+
+@mutant("state.file.older-upsampling")
+def older_upsampling_lacks_a_setting(patch):
+    """Takes the state as it is, as torch did until 2.0."""
+    patch.source(nn.Upsample.__setstate__, '"recompute_scale_factor" not in state', "False")
+
+
+@mutant("state.file.empty-of-two-dtypes")
+def empty_storages_have_one_dtype(patch):
+    """Gives all tensors without elements of a file the dtype of the first."""
+
+    def load(original, *args, **kwargs):
+        found = original(*args, **kwargs)
+        if isinstance(found, list) and all(isinstance(t, torch.Tensor) and not t.numel() for t in found):
+            return [t.to(found[0].dtype) for t in found]
+        return found
+
+    patch.wrap(torch, "load", load)

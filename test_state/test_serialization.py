@@ -898,3 +898,17 @@ def test_rare_dtypes_come_back(case, dtype):
         raise case.unsupported(f"torch {torch.__version__} has no {dtype}")
     x = torch.zeros(3, dtype=getattr(torch, dtype))
     assert through_a_file(x, weights_only=True).dtype == x.dtype
+
+
+@claim("state.file.older-upsampling")
+def test_an_older_upsampling_is_completed(case):
+    x, old = case.tensor(1, 1, 3), nn.Upsample.__new__(nn.Upsample)
+    known = vars(nn.Upsample(scale_factor=3, mode="linear"))
+    old.__setstate__({name: value for name, value in known.items() if name != "recompute_scale_factor"})
+    case.same(old(x), nn.functional.interpolate(x, size=9, mode="linear"))
+
+
+@claim("state.file.empty-of-two-dtypes")
+def test_empty_tensors_of_one_storage_keep_their_dtypes(case):
+    x = torch.empty(0)
+    assert [t.dtype for t in through_a_file([x, x.view(torch.int32)])] == [torch.float32, torch.int32]

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
@@ -507,3 +508,17 @@ def test_running_statistics_travel(case):
     target.load_state_dict(source.state_dict())
     case.same(target(x), source(x))
     case.same(target.norm.running_var, source.norm.running_var)
+
+
+@claim("state.dict.stripped-in-order")
+def test_a_prefix_is_stripped_in_order(case):
+    state = OrderedDict({"module.b": 1, "module.a": 2})
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    assert list(state) == ["b", "a"]
+
+
+@claim("state.dict.stripped-versions")
+def test_a_prefix_is_stripped_of_the_versions(case):
+    state = nn.ModuleDict({"module": case.module(nn.BatchNorm1d, 3)}).state_dict()
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    assert state._metadata[""] == case.module(nn.BatchNorm1d, 3).state_dict()._metadata[""]
