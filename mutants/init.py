@@ -561,3 +561,9 @@ def trunc_normal_inverts_in_the_tensor(patch):
 def far_means_are_taken_in_silence(patch):
     """Looks at one of the bounds alone."""
     patch.source(init._no_grad_trunc_normal_, " or (mean > b + 2 * std)", "")
+
+
+@mutant("init.layers.any-memory-format")
+def convolutions_draw_in_the_order_of_memory(patch):
+    """Draws in the order in which the weight lies in memory, as torch did until 2.11."""
+    patch.source(nn.modules.conv._ConvNd.reset_parameters, "not self.weight.is_contiguous()", "False")

@@ -749,3 +749,13 @@ def exponential_less_one(patch):
         return torch.where(x > 0, x, alpha * (x.exp() - 1))
 
     patch.wrap(nn.functional, "elu", elu)
+
+
+@mutant("module.lazy.output-size")
+def lazy_convolutions_take_an_input_alone(patch):
+    """Knows no further argument in the first call, as torch did until 2.3."""
+
+    def initialize(original, layer, x, **options):
+        return original(layer, x, **options)
+
+    patch.wrap(nn.modules.conv._LazyConvXdMixin, "initialize_parameters", initialize)

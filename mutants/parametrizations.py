@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import utils
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from torch_conformance.mutation import NotApplicable, mutant
 
@@ -432,3 +432,9 @@ def weight_norm_wants_memory(patch):
         return original(v, g, *rest)
 
     patch.wrap(torch, "_weight_norm", weight_norm)
+
+
+@mutant("parametrizations.pruning.frobenius")
+def channels_are_pruned_by_their_sum(patch):
+    """Takes the sum of the magnitudes, whatever norm was asked for."""
+    patch.wrap(prune, "_compute_norm", lambda original, t, n, dim: t.abs().transpose(0, dim).flatten(1).sum(1))

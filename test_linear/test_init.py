@@ -614,3 +614,15 @@ def test_eye_fills_its_tensor_whatever_the_default_device(case):
     with torch.device("meta"):
         nn.init.eye_(x)
     case.same(x, case.tensor_of([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]))
+
+
+@claim("init.layers.any-memory-format")
+@axes(via="eager")
+def test_a_convolution_draws_the_same_in_any_memory_format(case):
+    def drawn(memory_format):
+        layer = nn.Conv2d(2, 3, 3, device=case.device).to(memory_format=memory_format)
+        torch.manual_seed(5)
+        layer.reset_parameters()
+        return layer.weight
+
+    case.same(drawn(torch.channels_last), drawn(torch.contiguous_format))

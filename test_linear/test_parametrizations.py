@@ -945,3 +945,14 @@ def test_a_pruned_layer_is_copied(case):
 def test_weight_norm_takes_a_layer_without_memory(case):
     layer = parametrizations.weight_norm(nn.Linear(5, 3, device="meta"))
     assert (layer.weight.device.type, layer.weight.shape) == ("meta", (3, 5))
+
+
+@claim("parametrizations.pruning.frobenius")
+@axes(via="eager")
+def test_channels_are_pruned_by_the_norm_of_frobenius(case):
+    """Channel 1 has the least sum of squares, 8 beside 9 and 12, and the greatest sum, 8 beside 3 and 6."""
+    layer = case.module(nn.Conv2d, 1, 3, (2, 4), bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(case.tensor_of([[3.0] + 7 * [0], 8 * [1.0], 3 * [2.0] + 5 * [0]]).reshape(3, 1, 2, 4))
+    mask = prune.ln_structured(layer, "weight", 1, n="fro", dim=0).weight_mask
+    assert mask.flatten(1).any(1).tolist() == [True, False, True]

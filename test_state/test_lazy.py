@@ -88,3 +88,11 @@ def test_a_lazy_convolution_reads_its_channels_from_what_it_loads(case):
     layer.load_state_dict(nn.Conv2d(4, 3, 3, device=case.device).state_dict())
     layer(case.tensor(1, 4, 5, 5))
     assert layer.in_channels == 4
+
+
+@claim("module.lazy.output-size")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("named", [True, False])
+def test_a_lazy_transposed_convolution_is_told_its_output_size(case, named):
+    layer, x, size = nn.LazyConvTranspose1d(2, 3, stride=2, device=case.device), case.tensor(1, 4, 5), [12]
+    assert (layer(x, output_size=size) if named else layer(x, size)).shape == (1, 2, 12)
