@@ -814,3 +814,55 @@ def test_products_count_every_element(case, name):
     ones = torch.ones_like(case.tensor(600))  # more might go to oneDNN
     found = torch.dot(ones, ones) if name == "dot" else torch.mv(ones[None], ones)[0]
     case.same(found, case.tensor_of(600.0))
+
+
+@claim("autograd.gradient.at-nan")
+@axes(dtype="float32", via="eager")
+@pytest.mark.parametrize("name", ["hardtanh", "hardshrink", "softshrink", "elu", "hardswish"])
+def test_an_activation_has_one_derivative_at_nan(case, name):
+    x = torch.full_like(case.tensor(33), math.nan).requires_grad_()  # the last one lies behind the vectors of any CPU
+    getattr(F, name)(x).sum().backward()
+    case.same(x.grad, x.grad[:1].expand(33))
+
+
+ADAPTIVE = {
+    "adaptive_avg_pool1d": 2048,
+    "adaptive_avg_pool2d": (1, 2048),
+    "adaptive_avg_pool3d": (1, 1, 2048),
+    "adaptive_max_pool1d": 2048,
+}
+
+
+@claim("autograd.gradient.adaptive-pools-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_gradient_of_a_much_enlarged_pool(case, name):
+    x = torch.ones_like(case.tensor(1, 1, *(1, 1)[: int(name[-2]) - 1], 2)).requires_grad_()
+    getattr(F, name)(x, ADAPTIVE[name]).sum().backward()
+    case.same(x.grad.flatten(), case.tensor_of([1024.0, 1024.0]))
+
+
+@claim("autograd.gradient.replicated-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_gradient_of_much_padding(case, d):
+    x = torch.ones_like(case.tensor(1, 1, *[1] * (d - 1), 2)).requires_grad_()
+    F.pad(x, (511, 1023, *[0] * (2 * d - 2)), mode="replicate").sum().backward()
+    case.same(x.grad.flatten(), case.tensor_of([512.0, 1024.0]))
+
+
+@claim("autograd.gradient.sampled-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_gradient_of_what_is_sampled_often(case):
+    x = torch.ones_like(case.tensor(1, 1, 1, 2)).requires_grad_()
+    points = torch.zeros_like(case.tensor(1, 1, 1024, 2))
+    F.grid_sample(x, points, align_corners=False).sum().backward()  # halfway between the two
+    case.same(x.grad.flatten(), case.tensor_of([512.0, 512.0]))
+
+
+@claim("autograd.gradient.unfolded-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_gradient_of_what_is_unfolded_often(case):
+    x = torch.ones_like(case.tensor(1, 1, 1, 1)).requires_grad_()
+    F.unfold(F.pad(x, (511, 511, 0, 0)), (1, 512)).sum().backward()
+    case.same(x.grad.flatten(), case.tensor_of([512.0]))
