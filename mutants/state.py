@@ -815,3 +815,17 @@ def empty_storages_have_one_dtype(patch):
         return found
 
     patch.wrap(torch, "load", load)
+
+
+@mutant("state.dict.hooks-before-own-saving")
+def hooks_belong_to_the_usual_writing(patch):
+    """Runs pre-hooks where the entries are written in the usual way, as torch 2.0 did."""
+    usual = "'_save_to_state_dict' not in vars(type(self))"
+    hooks = "self._state_dict_pre_hooks.values()"
+    patch.source(Module.state_dict, f"in {hooks}", f"in {hooks} if {usual} else ()")
+
+
+@mutant("state.file.wrapped-dtype")
+def wrapping_tensors_are_float32(patch):
+    """Makes the wrapper without its dtype, as torch did until 2.3."""
+    patch.source(torch._utils._rebuild_wrapper_subclass, "dtype=dtype,", "")

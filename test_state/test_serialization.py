@@ -912,3 +912,26 @@ def test_an_older_upsampling_is_completed(case):
 def test_empty_tensors_of_one_storage_keep_their_dtypes(case):
     x = torch.empty(0)
     assert [t.dtype for t in through_a_file([x, x.view(torch.int32)])] == [torch.float32, torch.int32]
+
+
+class Wrapping(torch.Tensor):
+    """Holds its values in a tensor within."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError
+
+
+@claim("state.file.wrapped-dtype")
+def test_a_wrapping_tensor_comes_back_with_its_dtype(case):
+    x = torch.ones(3, dtype=torch.float64)
+    back = pickle.loads(pickle.dumps(Wrapping(x)))
+    assert back.dtype == torch.float64
+    case.same(back.inner, x)

@@ -522,3 +522,18 @@ def test_a_prefix_is_stripped_of_the_versions(case):
     state = nn.ModuleDict({"module": case.module(nn.BatchNorm1d, 3)}).state_dict()
     consume_prefix_in_state_dict_if_present(state, "module.")
     assert state._metadata[""] == case.module(nn.BatchNorm1d, 3).state_dict()._metadata[""]
+
+
+class OwnWriter(nn.Linear):
+    """Writes one entry, and none of its parameters."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[f"{prefix}own"] = self.weight.detach()
+
+
+@claim("state.dict.hooks-before-own-saving")
+def test_pre_hooks_run_before_a_module_writes_in_its_own_way(case):
+    layer, seen = case.module(OwnWriter, 2, 3), []
+    layer.register_state_dict_pre_hook(lambda module, *rest: seen.append(module))
+    assert list(layer.state_dict()) == ["own"]
+    assert seen == [layer]
