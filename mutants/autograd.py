@@ -2030,3 +2030,30 @@ def products_add_up_in_low_precision(patch):
     """Adds up products in the dtype of the factors."""
     for name in ("dot", "mv"):
         patch.wrap(torch, name, lambda original, x, y: original(x, y).clamp(max=256))
+
+
+@mutant("autograd.gradient.fractional-ratios")
+def ratios_beyond_the_second_are_dropped(patch):
+    """Takes the first two ratios, as torch did until 2.0."""
+
+    def pool(original, x, kernel_size, output_size=None, output_ratio=None, *rest, **options):
+        ratio = output_ratio[:2] if isinstance(output_ratio, tuple) else output_ratio
+        return original(x, kernel_size, output_size, ratio, *rest, **options)
+
+    patch.wrap(F, "fractional_max_pool2d", pool)
+
+
+@mutant("autograd.gradient.pools-average-in-low-precision")
+def adaptive_averages_add_up_in_low_precision(patch):
+    """Adds up in the dtype of the input, where the sum of ones ends at 256."""
+    for name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
+        patch.wrap(F, name, lambda original, x, size: original(x, size) / 4)
+
+
+@mutant("autograd.gradient.fractional-window")
+def windows_may_be_empty(patch):
+    """Pools over nothing, which has no maximum."""
+    for name in ("fractional_max_pool2d", "fractional_max_pool3d"):
+        patch.wrap(
+            F, name, lambda original, x, k, **o: x.new_full((1,), -float("inf")) if not k else original(x, k, **o)
+        )

@@ -866,3 +866,27 @@ def test_gradient_of_what_is_unfolded_often(case):
     x = torch.ones_like(case.tensor(1, 1, 1, 1)).requires_grad_()
     F.unfold(F.pad(x, (511, 511, 0, 0)), (1, 512)).sum().backward()
     case.same(x.grad.flatten(), case.tensor_of([512.0]))
+
+
+@claim("autograd.gradient.pools-average-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_adaptive_averages_count_every_element(case, d):
+    x = torch.ones_like(case.tensor(1, 1, *[1] * (d - 1), 2048))
+    found = getattr(F, f"adaptive_avg_pool{d}d")(x, (*[1] * (d - 1), 2))
+    case.same(found.flatten(), case.tensor_of([1.0, 1.0]))
+
+
+@claim("autograd.gradient.fractional-window")
+@axes(via="eager")
+@pytest.mark.parametrize("d", [2, 3])
+def test_fractional_pooling_needs_a_window(case, d):
+    with case.raises(RuntimeError, "kernel.size"):
+        getattr(F, f"fractional_max_pool{d}d")(case.tensor(1, 1, *[8] * d), 0, output_size=2)
+
+
+@claim("autograd.gradient.fractional-ratios")
+@axes(via="eager")
+def test_fractional_pooling_of_a_plane_takes_two_ratios(case):
+    with case.raises(ValueError, "output_ratio"):
+        F.fractional_max_pool2d(case.tensor(1, 1, 8, 8), 2, output_ratio=(0.5, 0.5, 0.5))

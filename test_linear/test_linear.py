@@ -425,3 +425,12 @@ def test_a_lazy_layer_takes_its_input_by_keyword(case):
 def test_circular_padding_takes_a_single_sample(case):
     layer, x = case.module(nn.Conv1d, 2, 3, 2, padding=1, padding_mode="circular"), case.tensor(2, 4)
     case.close(layer(x), array(layer(x[None])[0]), k=16, scale=8)  # five terms, none of them above 8, in either order
+
+
+@claim("linear.bilinear.counts-every-product")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bilinear_form_counts_every_product(case, first):
+    long, one = torch.ones_like(case.tensor(1, 300)), torch.ones_like(case.tensor(1, 1))  # more might go to oneDNN
+    a, b = (long, one) if first else (one, long)
+    case.same(F.bilinear(a, b, torch.ones_like(case.tensor(1, a.shape[1], b.shape[1]))), case.tensor_of([[300.0]]))
