@@ -890,3 +890,23 @@ def test_fractional_pooling_needs_a_window(case, d):
 def test_fractional_pooling_of_a_plane_takes_two_ratios(case):
     with case.raises(ValueError, "output_ratio"):
         F.fractional_max_pool2d(case.tensor(1, 1, 8, 8), 2, output_ratio=(0.5, 0.5, 0.5))
+
+
+@claim("autograd.gradient.pooled-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("d", [1, 2])
+def test_gradient_of_the_greatest_of_many_windows(case, d):
+    x = torch.ones_like(case.tensor(1, 1, *[1] * d)).requires_grad_()
+    windows = F.pad(x, (511, 511, *[0] * (2 * d - 2)))
+    getattr(F, f"max_pool{d}d")(windows, (*[1] * (d - 1), 512), 1).sum().backward()
+    case.same(x.grad.flatten(), case.tensor_of([512.0]))
+
+
+@claim("autograd.gradient.averaged-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.parametrize("d", [1, 2])
+def test_gradient_of_the_average_of_many_windows(case, d):
+    x = torch.ones_like(case.tensor(1, 1, *[1] * d)).requires_grad_()
+    windows = F.pad(x, (511, 511, *[0] * (2 * d - 2)))
+    getattr(F, f"avg_pool{d}d")(windows, (*[1] * (d - 1), 512), 1).sum().backward()
+    case.same(x.grad.flatten(), case.tensor_of([1.0]))
