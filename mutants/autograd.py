@@ -2057,3 +2057,9 @@ def windows_may_be_empty(patch):
         patch.wrap(
             F, name, lambda original, x, k, **o: x.new_full((1,), -float("inf")) if not k else original(x, k, **o)
         )
+
+
+@mutant("autograd.graph.deepcopy-of-shared-memory")
+def copies_have_memory_of_their_own(patch):
+    """Copies every tensor by itself, as it does a parameter."""
+    patch.wrap(Tensor, "__deepcopy__", lambda original, t, memo: t.detach().clone().requires_grad_(t.requires_grad))

@@ -256,3 +256,13 @@ def test_a_deep_copy_of_a_parameter_has_its_attributes(case):
     weight = nn.Parameter(case.tensor(3))
     weight.group = "frozen"
     assert getattr(copy.deepcopy(weight), "group", "the attribute is lost") == "frozen"
+
+
+@claim("autograd.graph.deepcopy-of-shared-memory")
+@pytest.mark.parametrize("kind", ["tensor", "parameter"])
+def test_what_shares_memory_is_copied_as_sharing_it(case, kind):
+    whole = case.tensor(4)
+    whole = whole if kind == "tensor" else nn.Parameter(whole)
+    copied, part = copy.deepcopy([whole, whole.detach()[:2]])
+    part.fill_(7)
+    assert copied[:2].tolist() == [7, 7], "each has memory of its own"
