@@ -1426,6 +1426,22 @@ def lbfgs_turns_complex_gradients_round(patch):
     )
 
 
+@mutant("optim.sparse.sparse-adam-complex")
+def sparse_adam_lets_complex_parameters_in(patch):
+    """Lets complex parameters in and drops the imaginary part of their steps."""
+    patch.source(sparse_adam.SparseAdam.__init__, "if complex_params:", "if False:")
+
+
+@mutant("optim.sparse.sparse-adam-no-list")
+def sparse_adam_makes_the_list_itself(patch):
+    """Takes a tensor for a list of one parameter."""
+
+    def init(original, self, params, *rest, **options):
+        original(self, [params] if isinstance(params, torch.Tensor) else params, *rest, **options)
+
+    patch.wrap(sparse_adam.SparseAdam, "__init__", init)
+
+
 @mutant("optim.sparse.sparse-adam-no-rows")
 def sparse_adam_wants_a_row(patch):
     """Looks at the first stored row, whether there is one or not."""

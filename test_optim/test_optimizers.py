@@ -343,6 +343,28 @@ def test_sparse_adam_has_its_documented_defaults(case):
         assert default == documented[option].default, option
 
 
+@claim("optim.sparse.sparse-adam-complex")
+def test_sparse_adam_steps_complex_parameters_as_real_ones_or_refuses(case):
+    (real,) = parameters_of(case, [(2, 2)])
+    p = torch.view_as_complex(real.detach().clone()).requires_grad_()
+    row, gradient = torch.tensor([[1]], device=case.device), case.tensor(1, 2)
+    try:
+        optimizer = build(case, "SparseAdam", [p], "fixed", lr=0.03)
+    except ValueError:
+        return
+    p.grad = torch.sparse_coo_tensor(row, torch.view_as_complex(gradient), (2,))
+    real.grad = torch.sparse_coo_tensor(row, gradient, (2, 2))
+    optimizer.step()
+    build(case, "SparseAdam", [real], "fixed", lr=0.03).step()
+    case.close(torch.view_as_real(p.detach()), array(real), k=8, scale=abs(array(real)) + 0.03)  # one step of the law
+
+
+@claim("optim.sparse.sparse-adam-no-list")
+def test_sparse_adam_refuses_a_tensor_for_a_list(case):
+    with case.raises((TypeError, ValueError), "iterable|non-leaf"):
+        build(case, "SparseAdam", case.tensor(3, requires_grad=True), "fixed", lr=0.03)
+
+
 @claim("optim.sparse.sparse-adam-no-rows")
 def test_a_gradient_without_rows_changes_nothing(case):
     (p,) = parameters_of(case, [(5, 3)])
