@@ -823,6 +823,17 @@ def log_softmax_forgets_the_sum(patch):
     patch.kernel("_log_softmax_backward_data", lambda g, y, dim, dtype: g - y.exp() * g)
 
 
+@mutant("autograd.gradient.softmax-of-spread-output")
+def softmax_reads_its_output_in_a_row(patch):
+    """Reads the saved output as it lies in memory, one value after the other."""
+
+    def backward(g, y, dim, dtype):
+        y = y.as_strided(y.shape, g.contiguous().stride(), y.storage_offset())
+        return g * y - y * (g * y).sum(dim, keepdim=True)
+
+    patch.kernel("_softmax_backward_data", backward)
+
+
 @mutant("autograd.gradient.indexing")
 def repeated_index_overwrites(patch):
     """Writes where it should add, so that the last of several reads wins."""

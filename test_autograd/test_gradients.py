@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
 
 from specs.reference import autograd as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
@@ -445,6 +446,23 @@ def test_a_real_input_gets_a_real_gradient(case):
     (x * z).backward(z)
     assert x.grad.dtype == torch.float32
     case.close(x.grad, abs(array(z)) ** 2, k=2)  # two squares and a sum
+
+
+def spread(saved):
+    """The same values, with others between them in memory."""
+    return torch.stack([saved, -saved], -1)[..., 0]
+
+
+@claim("autograd.gradient.softmax-of-spread-output")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_gradient_of_softmax_reads_the_output_where_it_lies(case, name):
+    x, g = case.tensor(3, 4, requires_grad=True), case.tensor(3, 4)
+    with saved_tensors_hooks(torch.detach, spread):
+        getattr(torch, name)(x, -1).backward(g)
+    law = {"softmax": reference.softmax_gradient, "log_softmax": reference.log_softmax_gradient}[name]
+    # the output to 4 + 4 roundings, a sum of four products and what follows
+    case.close(x.grad, law(array(x), array(g)), k=16, scale=abs(array(g)) + abs(array(g)).sum(-1, keepdims=True))
 
 
 @claim("autograd.gradient.log-softmax-of-columns")
