@@ -1745,6 +1745,16 @@ def ctc_reads_one_step_at_least(patch):
     patch.wrap(F, "ctc_loss", loss)
 
 
+@mutant("autograd.loss.ctc-negative-lengths")
+def ctc_takes_lengths_for_zero(patch):
+    """Takes a length below zero for zero."""
+
+    def loss(original, log_probs, targets, *lengths, **options):
+        return original(log_probs, targets, *(length.clamp(min=0) for length in lengths), **options)
+
+    patch.wrap(F, "ctc_loss", loss)
+
+
 @mutant("autograd.loss.gaussian-variance-of-all")
 def gaussian_loss_wants_a_variance_for_each(patch):
     """Refuses a variance of another shape."""

@@ -450,6 +450,23 @@ def test_a_class_without_probability_leaves_the_gradient_finite(case):
     assert logits.grad.isfinite().all(), "the gradient is NaN"
 
 
+@claim("autograd.loss.ctc-negative-lengths")
+@axes(via="eager")
+@pytest.mark.parametrize(("inputs", "targets"), [([4, -1], [1, 1]), ([4, 4], [1, -1])])
+def test_lengths_below_zero_are_refused(case, inputs, targets):
+    odds = even_odds(case, 4, 3).expand(4, 2, 3)
+    with case.raises((RuntimeError, ValueError), "length"):
+        F.ctc_loss(odds, whole(case, 1, 2)[:, None], whole(case, *inputs), whole(case, *targets))
+
+
+@claim("autograd.loss.ctc-gradient-of-each-input")
+@axes(via="eager")
+def test_ctc_is_differentiated_in_what_it_is_given(case):
+    x = case.tensor_of([[[0.25, 0.5, 0.25]]]).log().requires_grad_()
+    F.ctc_loss(x, whole(case, 1)[None], whole(case, 1), whole(case, 1), reduction="sum").backward()
+    case.close(x.grad, np.array([[[0.0, -1.0, 0.0]]]), k=8, scale=1.0)  # exponentials and logarithms of one term each
+
+
 @claim("autograd.loss.smoothing-range")
 @pytest.mark.parametrize("smoothing", [1.5, -0.5])
 def test_smoothing_out_of_its_range_is_refused(case, smoothing):
