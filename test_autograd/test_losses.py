@@ -483,6 +483,23 @@ def test_a_variance_may_be_that_of_all_samples(case):
     case.close(found, law, k=6, scale=size)
 
 
+@claim("autograd.loss.cosine-in-half-range")
+@axes(dtype="float16", via="eager")
+@pytest.mark.parametrize("length", [2.0**-10, 2.0**8])
+def test_a_vector_has_no_angle_with_itself(case, length):
+    x = case.tensor_of([[length, length]])
+    loss = F.cosine_embedding_loss(x, x, case.tensor_of([1.0]))
+    case.close(loss, 0.0, k=4, scale=1.0)  # two roots, their product, the quotient
+
+
+@claim("autograd.loss.entropy-in-half-at-the-ends")
+@axes(dtype="float16", via="eager")
+def test_a_certain_prediction_has_a_gradient_in_half(case):
+    x = case.tensor_of([0.0, 1.0], requires_grad=True)
+    F.binary_cross_entropy(x, x.detach(), reduction="sum").backward()
+    assert x.grad.isfinite().all(), f"gradients of {x.grad.tolist()}"
+
+
 @claim("autograd.loss.mixed-dtypes")
 @axes(via="eager")
 @pytest.mark.parametrize("name", ["mse", "l1", "smooth_l1", "huber"])
