@@ -231,6 +231,14 @@ def test_parameters_become_one_vector_and_back(case):
         assert q.is_leaf
 
 
+@claim("clipping.vector.layouts")
+@axes(via="eager")
+@pytest.mark.parametrize(("shape", "order"), [((2, 3), (1, 0)), ((2, 3, 2, 2), (0, 3, 1, 2))])
+def test_the_vector_goes_by_index(case, shape, order):
+    p = case.tensor(*shape).permute(order)
+    case.same(parameters_to_vector([p]), p.reshape(-1))
+
+
 @claim("clipping.vector.differentiable")
 def test_the_vector_is_part_of_the_graph(case):
     parameters, weights = parameters_of(case, [(3, 2), (4,)]), case.tensor(10)
