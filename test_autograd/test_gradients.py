@@ -465,6 +465,19 @@ def test_gradient_of_softmax_reads_the_output_where_it_lies(case, name):
     case.close(x.grad, law(array(x), array(g)), k=16, scale=abs(array(g)) + abs(array(g)).sum(-1, keepdims=True))
 
 
+@claim("autograd.gradient.sparse-softmax-from-the-end")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_a_sparse_softmax_counts_dimensions_from_the_end(case, name):
+    values, g = case.tensor(3, 4), case.tensor(3, 4)
+    x = values.to_sparse().requires_grad_()
+    getattr(torch.sparse, name)(x, -1).to_dense().backward(g)
+    law = {"softmax": reference.softmax_gradient, "log_softmax": reference.log_softmax_gradient}[name]
+    # the output to 4 + 4 roundings, a sum of four products and what follows
+    scale = abs(array(g)) + abs(array(g)).sum(-1, keepdims=True)
+    case.close(x.grad.to_dense(), law(array(values), array(g)), k=16, scale=scale)
+
+
 @claim("autograd.gradient.log-softmax-of-columns")
 @axes(dtype=REDUCED, via="eager")
 def test_neighbouring_columns_have_maxima_of_their_own(case):
