@@ -500,6 +500,28 @@ def test_a_certain_prediction_has_a_gradient_in_half(case):
     assert x.grad.isfinite().all(), f"gradients of {x.grad.tolist()}"
 
 
+MEANS = {
+    "classes": lambda x: F.nll_loss(x, torch.zeros_like(x[:, 0], dtype=torch.int64)),
+    "images": lambda x: F.nll_loss(x.T[None, ..., None], torch.zeros_like(x[None], dtype=torch.int64)),
+    "probabilities": lambda x: F.cross_entropy(F.pad(x, (0, 1)), F.pad(torch.ones_like(x), (0, 1))),
+}
+
+
+@claim("autograd.loss.mean-in-half-range")
+@axes(dtype="float16", via="eager")
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_is_in_range_where_its_terms_are(case, name):
+    loss = MEANS[name](torch.full_like(case.tensor(512, 1), -256.0))
+    case.close(loss, 256.0, k=4)  # the sum of 2^17 is a power of two; the logarithm of 1 + e^-256, and the mean
+
+
+@claim("autograd.loss.poisson-in-half-at-zero")
+@axes(dtype="float16", via="eager")
+def test_no_event_at_no_rate_costs_nothing_in_half(case):
+    rate = case.tensor_of([0.0])
+    case.close(F.poisson_nll_loss(rate, rate, log_input=False), 0.0, k=1, scale=1.0)
+
+
 @claim("autograd.loss.mixed-dtypes")
 @axes(via="eager")
 @pytest.mark.parametrize("name", ["mse", "l1", "smooth_l1", "huber"])
