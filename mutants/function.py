@@ -258,6 +258,12 @@ def setup_context_is_ignored(patch):
     patch.set(Function, "apply", classmethod(lambda cls, x, n=7, *r: original(cls, x, 7, *r)))
 
 
+@mutant("function.setup.saved-as-returned")
+def setup_context_saves_copies(patch):
+    """Saves a copy of what it is given, so that nothing is refused."""
+    patch.wrap(function.FunctionCtx, "save_for_backward", lambda o, ctx, *t: o(ctx, *(each.clone() for each in t)))
+
+
 @mutant("function.setup.transforms-need-it")
 def transforms_take_any_function(patch):
     """Runs a function without setup_context under a transform by its forward alone."""

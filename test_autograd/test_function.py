@@ -575,6 +575,14 @@ def test_forward_may_have_keyword_only_defaults(case):
     case.same(x.grad, torch.full_like(x, 3))
 
 
+@claim("function.setup.saved-as-returned")
+def test_setup_context_saves_no_input_that_is_returned(case):
+    """What would be saved has not the function's node but that of the input, and with it a wrong second derivative."""
+    identity = define(lambda x: x, lambda ctx, g: g, lambda ctx, inputs, output: ctx.save_for_backward(output))
+    with case.raises(RuntimeError, "returned as-is"):
+        identity.apply(case.tensor(3, requires_grad=True))
+
+
 @claim("function.setup.transforms-need-it")
 def test_only_functions_with_setup_context_work_under_transforms(case):
     x = case.tensor(3)
