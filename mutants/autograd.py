@@ -2084,3 +2084,9 @@ def windows_may_be_empty(patch):
 def copies_have_memory_of_their_own(patch):
     """Copies every tensor by itself, as it does a parameter."""
     patch.wrap(Tensor, "__deepcopy__", lambda original, t, memo: t.detach().clone().requires_grad_(t.requires_grad))
+
+
+@mutant("autograd.gradcheck.second-look")
+def the_second_look_takes_another_step(patch):
+    """Leaves eps at its default where fast mode looks again, as torch did until 2.2."""
+    patch.source(GRADCHECK._run_slow_mode_and_get_error, "outputs, eps=eps,", "outputs, eps=1e-3,")

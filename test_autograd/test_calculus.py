@@ -425,6 +425,34 @@ def test_the_tangent_of_a_normalisation_is_differentiable(case, name):
     case.close(found, 3 * at / (1 + at**2) ** 2.5, k=64, scale=4)  # some thirty steps, none of them on numbers above 4
 
 
+POWERS = {  # of two and of i
+    "base": (lambda t: t ** torch.full_like(t, 1j, dtype=torch.complex128), 1j * 2 ** (1j - 1)),
+    "exponent": (lambda t: torch.full_like(t, 1j, dtype=torch.complex128) ** t, -0.5j * np.pi),
+}
+
+
+@claim("autograd.forward.complex-power")
+@axes(dtype="float64", via="eager")
+@pytest.mark.parametrize("name", POWERS)
+def test_the_tangent_of_a_complex_power_is_complex(case, name):
+    function, law = POWERS[name]
+    t = case.tensor_of([2.0])
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(function(forward_ad.make_dual(t, torch.ones_like(t)))).tangent
+    case.close(found, np.array([law]), k=16)  # a power, a logarithm and a product, of some ten steps
+
+
+@claim("autograd.forward.unit-triangle")
+@axes(**EAGER)
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve")
+def test_the_diagonal_of_a_unit_triangle_has_no_tangent(case):
+    a, b = case.tensor_of([[2.0, 1.0], [0.0, 3.0]]), case.tensor_of([[1.0], [2.0]])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(a, torch.eye(2, dtype=case.dtype, device=case.device))
+        found = forward_ad.unpack_dual(torch.triangular_solve(b, dual, unitriangular=True).solution).tangent
+    case.close(found, np.zeros((2, 1)), k=0)
+
+
 @claim("autograd.forward.padding-row")
 @axes(**EAGER)
 def test_the_padding_row_has_no_tangent(case):
@@ -762,6 +790,19 @@ def test_gradcheck_tries_batched_gradients(case):
 @claim("autograd.gradcheck.outputs-without-gradient")
 def test_gradcheck_asks_no_gradient_of_a_constant(case):
     assert gradcheck(lambda x: ((2 * x).detach(), 3 * x), doubles(case, 3), fast_mode=True)
+
+
+@claim("autograd.gradcheck.second-look")
+def test_gradcheck_looks_again_by_the_same_step(case):
+    x, seen = doubles(case, 2), []
+
+    def half_a_rule(x):
+        seen.append(x.detach().clone())
+        return x * x.detach()
+
+    assert not gradcheck(half_a_rule, x, eps=0.25, fast_mode=True, raise_exception=False)
+    steps = [float((each - x.detach()).norm()) for each in seen]
+    assert all(step == 0 or abs(step - 0.25) < 1e-3 for step in steps), steps
 
 
 @claim("autograd.gradcheck.second-order-options")

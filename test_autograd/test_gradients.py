@@ -478,6 +478,25 @@ def test_a_sparse_softmax_counts_dimensions_from_the_end(case, name):
     case.close(x.grad.to_dense(), law(array(values), array(g)), k=16, scale=scale)
 
 
+@claim("autograd.complex.choice")
+@axes(via="eager")
+def test_gradient_of_a_choice_of_complex_and_real_numbers(case):
+    x, z = case.tensor(17, requires_grad=True, dtype=torch.float32), complex_tensor(case, 17)
+    g, taken = complex_tensor(case, 17).detach(), torch.arange(17, device=case.device) % 3 == 0
+    torch.where(taken, x, z).backward(g)
+    case.same(x.grad, torch.where(taken, g.real, torch.zeros_like(g.real)))
+    case.same(z.grad, torch.where(taken, torch.zeros_like(g), g))
+
+
+@claim("autograd.complex.index-add")
+@axes(via="eager")
+def test_gradient_of_what_is_added_times_a_complex_number(case):
+    z, g = complex_tensor(case, 3), complex_tensor(case, 2).detach()
+    index = torch.tensor([1, 0, 1], device=case.device)
+    torch.zeros_like(g).index_add(0, index, z, alpha=1 + 2j).backward(g)
+    case.close(z.grad, (1 - 2j) * array(g)[array(index)], k=4, scale=3 * abs(array(g)).max())  # two products, a sum
+
+
 @claim("autograd.gradient.log-softmax-of-columns")
 @axes(dtype=REDUCED, via="eager")
 def test_neighbouring_columns_have_maxima_of_their_own(case):
