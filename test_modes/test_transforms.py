@@ -694,3 +694,18 @@ def test_vmap_of_attention_is_the_loop(case):
     loop = torch.stack([F.scaled_dot_product_attention(*each) for each in zip(q, k, v, strict=True)])
     # products of five numbers, and weights of six that add up to one: some thirty steps
     case.close(found, array(loop), k=64, scale=abs(array(v)).max())
+
+
+@claim("transforms.vmap.greatest-of-an-entry")
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_vmap_keeps_every_axis_of_an_entry(case, name):
+    x = case.tensor(3, 2, 4)
+    found = func.vmap(lambda x: getattr(torch, name)(x, keepdim=True))(x)
+    case.same(found, torch.stack([getattr(torch, name)(entry, keepdim=True) for entry in x]))
+
+
+@claim("transforms.vmap.triangles-of-vectors")
+@pytest.mark.parametrize("name", ["triu", "tril"])
+def test_vmap_refuses_triangles_of_vectors(case, name):
+    with case.raises(RuntimeError, "at least 2 dim"):
+        func.vmap(getattr(torch, name))(case.tensor(3, 4))
