@@ -425,6 +425,28 @@ def test_the_tangent_of_a_normalisation_is_differentiable(case, name):
     case.close(found, 3 * at / (1 + at**2) ** 2.5, k=64, scale=4)  # some thirty steps, none of them on numbers above 4
 
 
+@claim("autograd.forward.det-of-singular")
+@axes(**EAGER)
+def test_the_tangent_of_a_determinant_of_zero(case):
+    a, v = case.tensor_of([[1.0, 2.0], [2.0, 4.0]]), case.tensor_of([[3.0, 1.0], [0.5, 2.0]])
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(torch.linalg.det(forward_ad.make_dual(a, v))).tangent
+    case.close(
+        found, np.array(4 * 3.0 - 2 * 1.0 - 2 * 0.5 + 1 * 2.0), k=16, scale=17
+    )  # the terms, each taken absolutely
+
+
+@claim("autograd.forward.prelu-at-its-kink")
+@axes(**EAGER)
+def test_the_slope_of_prelu_at_zero(case):
+    x, v = case.tensor_of([[0.0, 0.0]], requires_grad=True), case.tensor_of([[2.0, -4.0]])
+    with forward_ad.dual_level():
+        y = F.prelu(forward_ad.make_dual(x, v), case.tensor_of([0.25]))
+        case.same(forward_ad.unpack_dual(y).tangent.detach(), case.tensor_of([[0.5, -1.0]]))
+        (gradient,) = torch.autograd.grad(y, x, v)
+    case.same(gradient, case.tensor_of([[0.5, -1.0]]))
+
+
 POWERS = {  # of two and of i
     "base": (lambda t: t ** torch.full_like(t, 1j, dtype=torch.complex128), 1j * 2 ** (1j - 1)),
     "exponent": (lambda t: torch.full_like(t, 1j, dtype=torch.complex128) ** t, -0.5j * np.pi),
