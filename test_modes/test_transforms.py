@@ -709,3 +709,21 @@ def test_vmap_keeps_every_axis_of_an_entry(case, name):
 def test_vmap_refuses_triangles_of_vectors(case, name):
     with case.raises(RuntimeError, "at least 2 dim"):
         func.vmap(getattr(torch, name))(case.tensor(3, 4))
+
+
+@claim("transforms.jacobian.distances")
+@axes(dtype=PRECISE)
+def test_the_jacobian_of_distances(case):
+    """From the origin to (3, 4) and (-5, 12), 5 and 13 away."""
+    x, y = case.tensor_of([[0.0, 0.0]]), case.tensor_of([[3.0, 4.0], [-5.0, 12.0]])
+    found = func.jacrev(lambda x: torch.cdist(x, y))(x)[0, :, 0]
+    case.close(found, np.array([[-3 / 5, -4 / 5], [5 / 13, -12 / 13]]), k=4)  # a root, a quotient and a product
+
+
+@claim("transforms.jacobian.entropy-of-one-twice")
+@axes(dtype=PRECISE)
+def test_the_second_derivative_of_a_cross_entropy_of_one(case):
+    x, target = case.tensor(1), case.tensor_of([0.0])
+    found = func.jacfwd(func.jacfwd(lambda x: F.binary_cross_entropy_with_logits(x, target)))(x)
+    share = 1 / (1 + np.exp(-array(x)))
+    case.close(found, (share * (1 - share))[None], k=16)  # two logistic functions and their product
