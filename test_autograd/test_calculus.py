@@ -403,6 +403,20 @@ def test_the_tangent_of_what_solves_a_matrix_is_differentiable(case, name):
     case.close(found, law(array(t)), k=64, scale=abs(law(array(t))) + 1)  # some thirty steps of a matrix of condition 3
 
 
+@claim("autograd.forward.eigenvectors-twice")
+@axes(**EAGER)
+def test_the_tangent_of_eigenvectors_is_differentiable(case):
+    """The square of the first entry of the first one, of the matrix of 1, t, t and 3."""
+    t = case.tensor_of(0.7, requires_grad=True)
+    with forward_ad.dual_level():
+        s = forward_ad.make_dual(t, torch.ones_like(t))
+        one = torch.ones_like(s)
+        y = torch.linalg.eigh(torch.stack((one, s, s, 3 * one)).reshape(2, 2))[1][0, 0] ** 2
+        (found,) = torch.autograd.grad(forward_ad.unpack_dual(y).tangent, t)
+    at = array(t)
+    case.close(found, (2 * at**2 - 1) / (2 * (1 + at**2) ** 2.5), k=64, scale=1)  # some thirty steps on numbers below 1
+
+
 NORMALISED = {  # rows of two numbers
     "layer_norm": lambda x: F.layer_norm(x, (2,), eps=0.25),
     "group_norm": lambda x: F.group_norm(x, 1, eps=0.25),
