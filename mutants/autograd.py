@@ -2090,3 +2090,42 @@ def copies_have_memory_of_their_own(patch):
 def the_second_look_takes_another_step(patch):
     """Leaves eps at its default where fast mode looks again, as torch did until 2.2."""
     patch.source(GRADCHECK._run_slow_mode_and_get_error, "outputs, eps=eps,", "outputs, eps=1e-3,")
+
+
+@mutant("autograd.gradient.unread-result")
+def results_are_multiplied_by_zero(patch):
+    """Adds what the result holds, times zero."""
+
+    def baddbmm(original, x, a, b, *, beta=1, alpha=1, out=None):
+        return original(x, a, b, beta=beta, alpha=alpha) if out is None else out.mul_(0).add_(a @ b, alpha=alpha)
+
+    patch.wrap(torch, "baddbmm", baddbmm)
+
+
+@mutant("autograd.gradient.copied-columns")
+def narrow_copy_reads_memory_in_order(patch):
+    """Takes every tensor for contiguous."""
+
+    def narrow_copy(original, x, *rest):
+        return original(
+            x.as_strided(x.shape, torch.empty_like(x, memory_format=torch.contiguous_format).stride()), *rest
+        )
+
+    patch.wrap(torch, "narrow_copy", narrow_copy)
+
+
+@mutant("autograd.gradient.scattered-in-low-precision")
+def scattering_adds_up_in_low_precision(patch):
+    """Adds up in the dtype of the input."""
+    patch.wrap(Tensor, "scatter_add", lambda original, *a: original(*a).clamp(max=512))
+
+
+@mutant("autograd.complex.magnitude-in-range", "autograd.complex.reciprocal-in-range")
+def complex_numbers_are_squared(patch):
+    """Takes squares of the real and the imaginary part."""
+
+    def squares(z):
+        return z.real * z.real + z.imag * z.imag
+
+    patch.wrap(Tensor, "abs", lambda original, z: squares(z).sqrt() if z.is_complex() else original(z))
+    patch.wrap(torch, "reciprocal", lambda original, z: z.conj() / squares(z) if z.is_complex() else original(z))

@@ -1,5 +1,6 @@
 """Gradients: derivatives of the elementary functions, sums and views, and what is returned where there is none."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -960,3 +961,75 @@ def test_gradient_of_the_average_of_many_windows(case, d):
     windows = F.pad(x, (511, 511, *[0] * (2 * d - 2)))
     getattr(F, f"avg_pool{d}d")(windows, (*[1] * (d - 1), 512), 1).sum().backward()
     case.same(x.grad.flatten(), case.tensor_of([1.0]))
+
+
+@claim("autograd.gradient.scattered-in-part")
+@axes(via="eager")
+@pytest.mark.parametrize("reduce", ["prod", "amax"])
+def test_what_the_index_leaves_out_takes_no_part(case, reduce):
+    x, values = case.tensor_of([[1.0, 1.0]]), case.tensor_of([[2.0, 3.0], [2.0, 3.0]], requires_grad=True)
+    found = x.scatter_reduce(0, torch.zeros((1, 2), dtype=torch.int64, device=case.device), values, reduce)
+    with contextlib.suppress(RuntimeError):  # the documentation promises no gradient here
+        found.sum().backward()
+        case.same(values.grad, case.tensor_of([[1.0, 1.0], [0.0, 0.0]]))
+
+
+COUNTED = {
+    "scatter_add": lambda x, i, s: x.scatter_add(0, i, s) / 600,
+    "scatter_reduce": lambda x, i, s: x.scatter_reduce(0, i, s, "mean", include_self=False),
+    "index_reduce": lambda x, i, s: x.index_reduce(0, i, s, "mean", include_self=False),
+}
+
+
+@claim("autograd.gradient.scattered-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_is_scattered_is_counted(case, name):
+    s = torch.ones_like(case.tensor(600))
+    s[300:] = 2.0 if name == "scatter_add" else 0.0
+    found = COUNTED[name](torch.zeros_like(s[:1]), torch.zeros(600, dtype=torch.int64, device=case.device), s)
+    case.close(found, np.array([1.5 if name == "scatter_add" else 0.5]), k=4)  # a sum of up to 900, and its share
+
+
+@claim("autograd.gradient.unread-result")
+@axes(via="eager")
+def test_what_the_result_held_before_is_not_read(case):
+    x, y = case.tensor(2, 3, 2), case.tensor(2, 2, 3)
+    found = torch.full_like(x @ y, math.nan)
+    torch.baddbmm(torch.zeros_like(found), x, y, beta=0, alpha=2, out=found)
+    case.close(found, 2 * array(x) @ array(y), k=4, scale=2 * abs(array(x)) @ abs(array(y)))
+
+
+@claim("autograd.gradient.copied-columns")
+@axes(via="eager")
+def test_columns_are_copied_as_columns(case):
+    x = case.tensor_of(np.arange(20.0).reshape(10, 2))
+    case.same(torch.narrow_copy(x.t(), 1, 0, 10), x.t())
+
+
+@claim("autograd.gradient.sampled-at-infinity")
+@axes(via="eager")
+def test_a_place_at_infinity_lies_outside(case):
+    x = case.tensor(1, 1, 3, 3, requires_grad=True)
+    places = torch.full_like(case.tensor(1, 1, 40, 2), math.inf)
+    found = F.grid_sample(x, places, align_corners=False)
+    found.sum().backward()
+    case.same(found.detach(), torch.zeros_like(found))
+    case.same(x.grad, torch.zeros_like(x))
+
+
+@claim("autograd.complex.magnitude-in-range")
+@axes(dtype="complex64", via="eager")
+@pytest.mark.parametrize("power", [-100, 100])
+def test_the_magnitude_of_numbers_whose_squares_are_beyond_the_range(case, power):
+    x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**power)
+    case.close(x.abs() * 2.0**-power, np.full(64, 5.0), k=4)
+    case.close(x.sgn(), np.full(64, 0.6 + 0.8j), k=8)
+
+
+@claim("autograd.complex.reciprocal-in-range")
+@axes(dtype="complex64", via="eager")
+def test_the_reciprocal_of_numbers_whose_squares_are_beyond_the_range(case):
+    x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**100)
+    case.close(torch.reciprocal(x) * 2.0**100, np.full(64, 0.12 - 0.16j), k=8)
