@@ -123,6 +123,20 @@ def unused_found(rank, x):
     return unused(rank, x, find_unused_parameters=True)
 
 
+def unused_output(rank, x):
+    class Both(Half):
+        def forward(self, x):
+            return self.used(x), self.unused(x)
+
+    model = DDP(Both(), static_graph=True)
+    try:
+        for _ in range(3):
+            model(x)[0].sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return "" if model.module.unused.weight.grad is None else "the unused layer has a gradient"
+
+
 def sync_batch_norm(rank, x):
     with contextlib.suppress(ValueError):
         nn.SyncBatchNorm(4)(x)
@@ -132,7 +146,7 @@ def sync_batch_norm(rank, x):
 
 SCENARIOS = (
     construction, mean_loss, sum_loss, no_sync, no_sync_unused, no_sync_static, own_gradients, buffers, unused,
-    unused_found, sync_batch_norm,
+    unused_found, unused_output, sync_batch_norm,
 )  # fmt: skip
 
 
@@ -270,6 +284,12 @@ def test_an_unused_parameter_is_an_error_at_the_next_forward(case, ranks):
     for message in ranks["unused"]:
         assert "Expected to have finished reduction in the prior iteration" in message
     assert ranks["unused_found"] == ("", "")
+
+
+@claim("distributed.ddp.unused-output")
+def test_a_static_graph_finds_an_output_without_use(case, ranks):
+    for message in ranks["unused_output"]:
+        assert not message, message
 
 
 @claim("distributed.syncbn.needs-an-accelerator")
