@@ -567,3 +567,13 @@ def far_means_are_taken_in_silence(patch):
 def convolutions_draw_in_the_order_of_memory(patch):
     """Draws in the order in which the weight lies in memory, as torch did until 2.11."""
     patch.source(nn.modules.conv._ConvNd.reset_parameters, "not self.weight.is_contiguous()", "False")
+
+
+@mutant("init.rng.upper-bound")
+def the_upper_bound_is_drawn(patch):
+    """Rounds what is drawn to the nearest number, which may be the bound."""
+
+    def fill(original, x, low=0.0, high=1.0, **options):
+        return x.copy_(original(torch.empty_like(x, dtype=torch.float64), low, high, **options).bfloat16())
+
+    patch.wrap(torch.Tensor, "uniform_", fill)

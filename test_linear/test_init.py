@@ -626,3 +626,20 @@ def test_a_convolution_draws_the_same_in_any_memory_format(case):
         return layer.weight
 
     case.same(drawn(torch.channels_last), drawn(torch.contiguous_format))
+
+
+@claim("init.rng.upper-bound")
+@axes(dtype=FLOATING, via="eager")
+def test_the_upper_bound_is_never_drawn(case):
+    x = case.tensor(4096).uniform_(1.0, 2.0)  # one in 256 of bfloat16, one in 2048 of float16, is nearest to 2
+    assert x.max() < 2, "the upper bound was drawn"
+    assert x.min() >= 1
+
+
+@claim("init.rng.without-replacement")
+@axes(via="eager")
+def test_what_has_no_weight_is_not_drawn(case):
+    weights = case.tensor_of([[2.0, 0.0, 3.0, 0.0]]).expand(50, 4)
+    assert (torch.multinomial(weights, 2) % 2 == 0).all()
+    with case.raises(RuntimeError, "without replacement|non-zero|nonzero"):
+        torch.multinomial(weights, 3)
