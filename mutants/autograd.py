@@ -2129,3 +2129,17 @@ def complex_numbers_are_squared(patch):
 
     patch.wrap(Tensor, "abs", lambda original, z: squares(z).sqrt() if z.is_complex() else original(z))
     patch.wrap(torch, "reciprocal", lambda original, z: z.conj() / squares(z) if z.is_complex() else original(z))
+
+
+@mutant("autograd.gradient.enlarged-bytes")
+def bytes_are_resized_without_weights(patch):
+    """Takes the nearest element of an image of bytes."""
+
+    def interpolate(original, x, size, *, mode, antialias):
+        return (
+            original(x, size, mode="nearest")
+            if x.dtype == torch.uint8
+            else original(x, size, mode=mode, antialias=antialias)
+        )
+
+    patch.wrap(F, "interpolate", interpolate)

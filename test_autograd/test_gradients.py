@@ -1033,3 +1033,21 @@ def test_the_magnitude_of_numbers_whose_squares_are_beyond_the_range(case, power
 def test_the_reciprocal_of_numbers_whose_squares_are_beyond_the_range(case):
     x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**100)
     case.close(torch.reciprocal(x) * 2.0**100, np.full(64, 0.12 - 0.16j), k=8)
+
+
+@claim("autograd.gradient.summed-products-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_a_sum_of_products_counts_every_one(case):
+    ones = torch.ones_like(case.tensor(600, 1, 1))
+    case.same(torch.addbmm(torch.zeros_like(ones[0]), ones, ones), case.tensor_of([[600.0]]))
+
+
+@claim("autograd.gradient.enlarged-bytes")
+@axes(via="eager")
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_bytes_are_resized_as_numbers_are(case, mode):
+    x = torch.from_numpy(case.rng.integers(64, 192, (1, 3, 16, 16)).astype(np.uint8)).to(case.device)
+    found = F.interpolate(x, (7, 9), mode=mode, antialias=True)
+    exact = F.interpolate(x.double(), (7, 9), mode=mode, antialias=True)
+    # rounded to bytes after either axis, the first time under weights of a sum of magnitudes below two
+    assert (found.double() - exact).abs().max() <= 2, "other bytes than those next to the numbers"
