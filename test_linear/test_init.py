@@ -629,9 +629,10 @@ def test_a_convolution_draws_the_same_in_any_memory_format(case):
 
 
 @claim("init.rng.upper-bound")
-@axes(dtype=FLOATING, via="eager")
+@axes(dtype=REDUCED, via="eager")
 def test_the_upper_bound_is_never_drawn(case):
-    x = case.tensor(4096).uniform_(1.0, 2.0)  # one in 256 of bfloat16, one in 2048 of float16, is nearest to 2
+    """One number in 256 for bfloat16, and one in 2048 for float16, is nearest to 2: all miss it once in 1e13 runs."""
+    x = torch.empty(2**16, dtype=case.dtype, device=case.device).uniform_(1.0, 2.0)
     assert x.max() < 2, "the upper bound was drawn"
     assert x.min() >= 1
 
