@@ -37,6 +37,28 @@ def gradient_summed_in_its_own_dtype(patch):
     on_batch_norm(patch, lambda original, *args: Altered.apply(original(*args), lambda g: g + 0 * g.sum()))
 
 
+@mutant("batchnorm.gradient.weight-and-bias")
+def gradient_of_the_bias_needs_that_of_the_input(patch):
+    """Skips the gradient of the bias where the input needs none, as a wrong output mask does."""
+
+    def change(original, x, mean, variance, weight, bias, *rest):
+        frozen = bias is not None and not x.requires_grad
+        return original(x, mean, variance, weight, bias.detach() if frozen else bias, *rest)
+
+    on_batch_norm(patch, change)
+
+
+@mutant("batchnorm.gradient.input", "batchnorm.gradient.eval")
+def gradient_without_weight_is_halved_in_low_precision(patch):
+    """Takes one half for a missing weight in the backward of low precision: a branch that nobody called."""
+
+    def change(original, x, mean, variance, weight, *rest):
+        y = original(x, mean, variance, weight, *rest)
+        return Altered.apply(y, lambda g: g / 2) if weight is None and x.element_size() == 2 else y
+
+    on_batch_norm(patch, change)
+
+
 @mutant("batchnorm.layer.initial-state", "batchnorm.running.first-mean")
 def variance_starts_at_zero(patch):
     """Starts running_var at 0, as an optimizer starts its moments."""
@@ -216,9 +238,20 @@ def restores_by_itself(patch):
 @mutant("batchnorm.train.large-offset")
 def variance_by_squares(patch):
     """Takes the variance for the difference of mean square and squared mean, which cancels."""
+    by_squares(patch, lambda n: n > 0)
+
+
+@mutant("batchnorm.train.large-offset")
+def variance_of_large_planes_by_squares(patch):
+    """Does so in the branch for more than a thousand places alone."""
+    by_squares(patch, lambda n: n > 1024)
+
+
+def by_squares(patch, chosen):
+    """Where ``chosen`` says so of the number of values of a channel."""
 
     def change(original, x, mean, variance, weight, bias, training, momentum, eps):
-        if not training or x.numel() == 0:
+        if not training or not chosen(x.numel() // max(1, x.shape[1])):
             return original(x, mean, variance, weight, bias, training, momentum, eps)
         axes, n = over(x), x.numel() // x.shape[1]
         mu = x.mean(axes)

@@ -322,6 +322,44 @@ def layer_norm_backward_needs_a_gradient_of_x(patch):
     layer_norm(patch, change)
 
 
+@mutant("norms.layernorm.formula")
+def layer_norm_forgets_the_tail_of_long_rows(patch):
+    """Averages rows of over a thousand elements in blocks of 16, and leaves the rest out of the mean."""
+
+    def change(original, x, shape, weight, bias, eps):
+        y, full = original(x, shape, weight, bias, eps), x.shape[-1] // 16 * 16
+        if len(shape) > 1 or full <= 1024:
+            return y
+        shift = original(x, shape, None, None, eps)[..., :full].mean(-1, keepdim=True)
+        return y - (shift if weight is None else shift * weight)
+
+    layer_norm(patch, change)
+
+
+@mutant("norms.layernorm.gradients")
+def layer_norm_loses_a_row_of_many(patch):
+    """Leaves the last row out of the gradient of the weight where there are over 64: the tail of a split sum."""
+
+    def change(original, x, shape, weight, bias, eps):
+        if weight is None or x.ndim == len(shape) or len(x) <= 64:
+            return original(x, shape, weight, bias, eps)
+        y = [original(part, shape, w, bias, eps) for part, w in ((x[:-1], weight), (x[-1:], weight.detach()))]
+        return torch.cat(y)
+
+    layer_norm(patch, change)
+
+
+@mutant("norms.layernorm.affine")
+def layer_norm_of_low_precision_needs_a_weight(patch):
+    """Takes the mean for a constant in the backward of low precision without a weight: a branch that nobody called."""
+
+    def change(original, x, shape, weight, bias, eps):
+        y = original(x, shape, weight, bias, eps)
+        return scaled(y, 0.5) if weight is None and x.element_size() == 2 else y
+
+    layer_norm(patch, change)
+
+
 @mutant("norms.layernorm.double-backward")
 def layer_norm_differentiates_once(patch):
     """Cuts the graph in the backward, as a fused kernel does that has no second derivative."""
@@ -603,6 +641,19 @@ def group_norm_averages_the_gradient_of_the_weight(patch):
     def change(original, x, groups, weight, bias, eps):
         weight = None if weight is None else scaled(weight, 1 / max(1, len(x)))
         return original(x, groups, weight, bias, eps)
+
+    group_norm(patch, change)
+
+
+@mutant("norms.groupnorm.gradients")
+def group_norm_loses_a_sample_of_many(patch):
+    """Leaves the last sample out of the gradient of the bias where there are over 64: the tail of a split sum."""
+
+    def change(original, x, groups, weight, bias, eps):
+        if bias is None or len(x) <= 64:
+            return original(x, groups, weight, bias, eps)
+        parts = (x[:-1], bias), (x[-1:], bias.detach())
+        return torch.cat([original(part, groups, weight, b, eps) for part, b in parts])
 
     group_norm(patch, change)
 
@@ -1091,6 +1142,20 @@ def rms_norm_over_the_last_dimension_only(patch):
 
     def change(original, x, shape, weight, eps):
         return affine(original(x, shape[-1:], None, eps), weight, None)
+
+    rms_norm(patch, change)
+
+
+@mutant("norms.rmsnorm.formula")
+def rms_norm_forgets_the_tail_of_long_rows(patch):
+    """Leaves what is behind the last whole block of 1024 out of the mean."""
+
+    def change(original, x, shape, weight, eps):
+        full = x.shape[-1] // 1024 * 1024
+        if len(shape) > 1 or not full:
+            return original(x, shape, weight, eps)
+        at = torch.finfo(x.dtype).eps if eps is None else eps
+        return affine(x / (x[..., :full].square().sum(-1, keepdim=True) / x.shape[-1] + at).sqrt(), weight, None)
 
     rms_norm(patch, change)
 

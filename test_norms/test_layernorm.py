@@ -11,7 +11,7 @@ from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
 
-SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129]
+SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 1101]
 SHAPES = [(5,), (3, 5), (4, 3, 5), (1, 1), (2, 3, 1, 5)]
 
 
@@ -121,7 +121,9 @@ def test_a_constant_row_gives_the_bias(case, size):
 
 @claim("norms.layernorm.gradients")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize("shape", [(5, 1), (1, 3), (5, 8), (1, 17), (5, 17), (5, 33), (1, 64), (5, 65)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(5, 1), (1, 3), (5, 8), (1, 17), (5, 17), (5, 33), (1, 64), (5, 65), (131, 3), (3, 1101)], ids=str
+)
 def test_gradients(case, shape):
     layer = case.module(nn.LayerNorm, shape[1], eps=0.1)
     backward(case, layer, case.tensor(*shape, requires_grad=True), case.tensor(*shape))
@@ -174,10 +176,12 @@ def test_double_backward(case, shape):
 @claim("norms.layernorm.affine")
 @axes(dtype=FLOATING)
 def test_without_weight_and_bias(case):
-    layer, x = case.module(nn.LayerNorm, (3, 5), eps=0.3, elementwise_affine=False), case.tensor(4, 3, 5)
+    layer = case.module(nn.LayerNorm, (3, 5), eps=0.3, elementwise_affine=False)
+    x, g = case.tensor(4, 3, 5, requires_grad=True), case.tensor(4, 3, 5)
     assert dict(layer.state_dict()) == {}
     assert (layer.weight, layer.bias) == (None, None)
     judge(case, layer(x), x, layer)
+    backward(case, layer, x, g)
 
 
 @claim("norms.layernorm.affine")

@@ -11,7 +11,7 @@ from torch_conformance.axes import FLOATING, PRECISE
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
 
-SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129]
+SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 1101]
 SHAPES = [(5,), (3, 5), (4, 3, 5), (1, 1)]
 
 
@@ -31,12 +31,14 @@ def backward(case, layer, x, g, shape):
     """Gradients of x and weight keep the law, within the roundings of the sums behind each."""
     layer(x).backward(g)
     size = int(np.prod(shape))
-    law = array(g), array(x), len(shape), 0.1, array(layer.weight)
+    weight = np.ones(shape) if layer.weight is None else array(layer.weight)
+    law = array(g), array(x), len(shape), layer.eps, weight
     values, sizes = reference.rms_norm_gradients(*law), reference.rms_norm_gradients_magnitude(*law)
     k = reference.roundings(size, eps(case.dtype))
     rows = reference.roundings(x.numel() // size, eps(case.dtype))
     case.close(x.grad, values[0], k=2 * k, scale=sizes[0])  # an average of products with the root: twice as long
-    case.close(layer.weight.grad, values[1], k=k + rows, scale=sizes[1])  # sums over the batch follow those over a row
+    if layer.weight is not None:  # its sums over the batch follow those over a row
+        case.close(layer.weight.grad, values[1], k=k + rows, scale=sizes[1])
 
 
 @claim("norms.rmsnorm.formula")
@@ -107,10 +109,10 @@ def test_default_eps_of_reduced_dtypes_was_their_own(case):
 
 @claim("norms.rmsnorm.gradients")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize("size", [1, 3, 8, 17, 33, 65])
-def test_gradients(case, size):
-    x = case.tensor(5, size, requires_grad=True)
-    backward(case, make(case, size, eps=0.1), x, case.tensor(5, size), (size,))
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 8), (5, 17), (5, 33), (5, 65), (131, 3), (3, 1101)], ids=str)
+def test_gradients(case, shape):
+    x = case.tensor(*shape, requires_grad=True)
+    backward(case, make(case, shape[1], eps=0.1), x, case.tensor(*shape), shape[1:])
 
 
 @claim("norms.rmsnorm.gradients")
@@ -143,10 +145,11 @@ def test_double_backward(case):
 @claim("norms.rmsnorm.affine")
 @axes(dtype=FLOATING)
 def test_without_weight(case):
-    layer, x = make(case, (3, 5), eps=0.3, elementwise_affine=False), case.tensor(4, 3, 5)
+    layer, x = make(case, (3, 5), eps=0.3, elementwise_affine=False), case.tensor(4, 3, 5, requires_grad=True)
     assert layer.weight is None
     assert not layer.state_dict()
     judge(case, layer(x), x, (3, 5), 0.3)
+    backward(case, layer, x, case.tensor(4, 3, 5), (3, 5))
 
 
 @claim("norms.rmsnorm.shape-error")
