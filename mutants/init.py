@@ -69,6 +69,18 @@ def constant_drops_the_fraction(patch):
 
 
 @mutant("init.functions.constants")
+def constant_skips_a_row_with_strides(patch):
+    """Leaves the last row of a matrix as it was where that is not contiguous."""
+
+    def constant(original, tensor, val):
+        rows = tensor if tensor.is_contiguous() or tensor.ndim < 2 else tensor[:-1]
+        original(rows, val)
+        return tensor
+
+    patch.wrap(init, "constant_", constant)
+
+
+@mutant("init.functions.constants")
 def ones_are_zeros(patch):
     """Fills with zeros where ones are asked for."""
     patch.wrap(init, "ones_", lambda original, tensor: original(tensor).zero_())
@@ -90,6 +102,19 @@ def normal_takes_a_variance(patch):
 def normal_forgets_its_mean(patch):
     """Draws with mean 0."""
     patch.source(init._no_grad_normal_, "normal_(mean, std", "normal_(0, std")
+
+
+@mutant("init.functions.independent")
+def rows_with_strides_repeat_the_first(patch):
+    """Draws one row for all where the rows are not contiguous."""
+
+    def uniform(original, tensor, *options):
+        filled = original(tensor, *options)
+        with torch.no_grad():
+            return filled if filled.is_contiguous() else filled.copy_(filled[:1].clone().expand_as(filled))
+
+    for name in ("_no_grad_uniform_", "_no_grad_normal_"):
+        patch.wrap(init, name, uniform)
 
 
 @mutant("init.functions.independent")

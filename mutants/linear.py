@@ -35,6 +35,32 @@ def linear_forgets_the_tail(patch):
     linear(patch, lambda f, x, w, b: f(x[..., :n], w[..., :n], b) if (n := x.shape[-1] // 8 * 8) else f(x, w, b))
 
 
+@mutant("linear.linear.leading-dimensions")
+def linear_forgets_the_bias_of_the_last_of_many_rows(patch):
+    """Adds the bias to rows in blocks of 32 and leaves it out behind the last whole block."""
+
+    def change(original, x, weight, bias):
+        if bias is None or x.ndim != 2 or len(x) <= 32:
+            return original(x, weight, bias)
+        full = len(x) // 32 * 32
+        return torch.cat([original(x[:full], weight, bias), original(x[full:], weight)])
+
+    linear(patch, change)
+
+
+@mutant("linear.linear.sums-in-float32")
+def linear_rounds_after_every_term(patch):
+    """Adds up in the dtype of its input where there are over 256 terms, which another kernel takes."""
+
+    def change(original, x, weight, bias):
+        if x.element_size() > 2 or x.shape[-1] <= 256 or x.ndim > 2:
+            return original(x, weight, bias)
+        blocks = zip(x.split(1, -1), weight.split(1, -1), strict=True)
+        return sum(original(a, w) for a, w in blocks) + (0 if bias is None else bias)
+
+    linear(patch, change)
+
+
 @mutant("linear.linear.formula")
 def linear_rounds_to_bfloat16(patch):
     """Multiplies in bfloat16 and adds up in float32, as fast matrix units do unasked."""
@@ -326,6 +352,19 @@ def embedding_trains_its_padding(patch):
 
 
 @mutant("linear.embedding.gradient")
+def embedding_loses_the_last_of_many_lookups(patch):
+    """Leaves out of the gradient what is behind the last whole block of 1024 indices."""
+
+    def change(original, weight, ids, *rest):
+        full = ids.numel() // 1024 * 1024
+        if ids.ndim != 1 or not full:
+            return original(weight, ids, *rest)
+        return torch.cat([original(weight, ids[:full], *rest), original(weight.detach(), ids[full:], *rest)])
+
+    looked_up(patch, change)
+
+
+@mutant("linear.embedding.gradient")
 def embedding_ignores_frequency(patch):
     """Takes no notice of scale_grad_by_freq."""
     looked_up(patch, lambda f, w, ids, padding, by_frequency, sparse: f(w, ids, padding, False, sparse))
@@ -474,6 +513,18 @@ def bag_fills_empty_ones(patch):
     def change(original, weight, ids, offsets, mode, rest):
         y, *others = original(weight, ids, offsets, mode, rest)
         return (torch.where((y == 0).all(1, keepdim=True), weight[:1], y), *others)
+
+    bag(patch, change)
+
+
+@mutant("linear.embeddingbag.formula")
+def bag_divides_an_empty_last_one(patch):
+    """Divides the last bag by its length, although it is empty."""
+
+    def change(original, weight, ids, offsets, mode, rest):
+        y, *others = original(weight, ids, offsets, mode, rest)
+        empty = not rest[-2] and len(offsets) and offsets[-1] == len(ids)
+        return (torch.cat([y[:-1], y[-1:] / 0]) if empty and mode == 1 else y, *others)
 
     bag(patch, change)
 

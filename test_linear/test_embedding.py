@@ -40,13 +40,26 @@ def test_is_a_linear_map_of_one_hot_vectors(case):
 @pytest.mark.parametrize(("sparse", "by_frequency"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("padding", [None, 4, -6])
 def test_rows_add_up_their_gradients(case, padding, sparse, by_frequency):
-    layer = case.module(nn.Embedding, 6, 5, padding_idx=padding, scale_grad_by_freq=by_frequency, sparse=sparse)
-    g = case.tensor(2, 3, 5)
+    layer = case.module(nn.Embedding, 6, 37, padding_idx=padding, scale_grad_by_freq=by_frequency, sparse=sparse)
+    g = case.tensor(2, 3, 37)
     layer(indices(case)).backward(g)
     law = np.array(IDS), 6, padding, by_frequency
     found = layer.weight.grad.to_dense() if sparse else layer.weight.grad
     scale = reference.embedding_gradient(abs(array(g)), *law)
     case.close(found, reference.embedding_gradient(array(g), *law), k=3, scale=scale)  # three terms and a quotient
+
+
+@claim("linear.embedding.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("by_frequency", [False, True])
+@pytest.mark.parametrize("padding", [None, 4])
+def test_many_lookups_add_up_their_gradients(case, padding, by_frequency):
+    layer = case.module(nn.Embedding, 6, 5, padding_idx=padding, scale_grad_by_freq=by_frequency)
+    ids, g = case.rng.integers(0, 6, 1501), case.tensor(1501, 5)
+    layer(indices(case, ids)).backward(g)
+    scale = reference.embedding_gradient(abs(array(g)), ids, 6, padding, by_frequency)
+    wanted = reference.embedding_gradient(array(g), ids, 6, padding, by_frequency)
+    case.close(layer.weight.grad, wanted, k=np.bincount(ids).max() / 2 + 1, scale=scale)  # half an eps for each term
 
 
 @claim("linear.embedding.padding-starts-at-zero")
@@ -162,8 +175,8 @@ def test_a_padding_row_outside_is_refused(case, cls, padding):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_are_reduced_and_empty_ones_are_zero(case, mode, last):
-    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, include_last_offset=last)
-    ids, starts = [1, 4, 4, 2, 4, 0, 3], [0, 3, 3, 5]
+    layer = case.module(nn.EmbeddingBag, 6, 37, mode=mode, include_last_offset=last)
+    ids, starts = [1, 4, 4, 2, 4, 0, 3], [0, 3, 3, 5, 7]
     y = layer(indices(case, ids), indices(case, starts + [7] * last))
     law = np.array(ids), np.array(starts), mode, np.ones(7)
     scale = reference.bags(abs(array(layer.weight)), *law)
@@ -189,8 +202,8 @@ def test_the_gradient_may_be_sparse_or_scaled(case, mode, option, padding):
 
 def check_gradient(case, mode, padding, sparse=False, scale_grad_by_freq=False):
     options = {"sparse": sparse, "scale_grad_by_freq": scale_grad_by_freq}
-    layer = case.module(nn.EmbeddingBag, 6, 5, mode=mode, padding_idx=padding, **options)
-    ids, starts, g = np.array([1, 4, 4, 2, 4, 0, 3, 3]), np.array([0, 3, 3, 5]), case.tensor(4, 5)
+    layer = case.module(nn.EmbeddingBag, 6, 37, mode=mode, padding_idx=padding, **options)
+    ids, starts, g = np.array([1, 4, 4, 2, 4, 0, 3, 3]), np.array([0, 3, 3, 5, 8]), case.tensor(5, 37)
     layer(indices(case, ids), indices(case, starts)).backward(g)
 
     def law(g):

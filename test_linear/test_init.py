@@ -85,9 +85,9 @@ def test_functions_keep_dtype_and_strides(case, name):
 
 
 @claim("init.functions.constants")
-@axes(dtype=FLOATING)
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
 def test_constants(case):
-    x = case.tensor(3, 5)
+    x = case.tensor(11, 13)
     assert (init.constant_(x, 0.25) == 0.25).all()
     assert (init.ones_(x) == 1).all()
     assert (init.zeros_(x) == 0).all()
@@ -112,7 +112,7 @@ def test_normal(case):
 
 
 @claim("init.functions.independent")
-@axes(dtype="float64")
+@axes(dtype="float64", layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("name", [name for name in RANDOM if name != "sparse_"])
 def test_no_two_elements_are_the_same_draw(case, name):
     for shape in [(23, 17), (5, 3)]:

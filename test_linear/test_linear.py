@@ -13,8 +13,8 @@ from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
 
-SIZES = [(1, 1), (3, 7), (8, 16), (17, 5), (33, 31), (65, 2), (129, 3)]
-LEADING = [(), (1,), (4,), (2, 3), (2, 1, 3), (2, 2, 1, 3)]
+SIZES = [(1, 1), (3, 7), (8, 16), (17, 5), (33, 31), (65, 2), (129, 3), (1031, 3)]
+LEADING = [(), (1,), (4,), (2, 3), (2, 1, 3), (2, 2, 1, 3), (67,)]
 
 
 def roundings(case, terms):
@@ -183,6 +183,14 @@ def test_reduced_dtypes_add_up_in_float32(case, inputs, outputs, bias):
     judge(case, y, x, layer)
     y.backward(g)
     judge_gradients(case, g, x, layer)
+
+
+@claim("linear.linear.sums-in-float32")
+@axes(dtype=REDUCED)
+def test_every_feature_counts(case):
+    features = int(4 / eps(case.dtype))  # as below
+    y = F.linear(*(case.tensor_of(np.ones((rows, features))) for rows in (3, 2)))
+    case.same(y, torch.full_like(y, features))
 
 
 @claim("linear.linear.counts-every-row")
