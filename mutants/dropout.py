@@ -100,6 +100,29 @@ def rate_of_low_precision_is_coarse(patch):
     patch.kernel("dropout", dropout, "AutogradCPU")
 
 
+@mutant("dropout.train.rate")
+def rare_drops_are_rounded_away(patch):
+    """Rounds the probability to the dtype of the input, in which there is nothing between 0.996 and 1."""
+
+    def dropout(original, x, p, train, inplace):
+        return original(x, float(1 - (1 - torch.tensor(p, dtype=x.dtype))), train, inplace)
+
+    patch.wrap(F, "dropout", dropout)
+
+
+@mutant("dropout.train.elements-independent")
+def second_thread_draws_what_the_first_drew(patch):
+    """Starts every thread's generator in the same state; from 32768 elements on there are several."""
+
+    def dropout(original, x, p, train, inplace):
+        if not train or inplace or x.ndim > 1 or x.numel() <= 32768:
+            return original(x, p, train, inplace)
+        half = original(torch.ones_like(x[: (x.numel() + 1) // 2]), p, train)
+        return x * torch.cat([half, half])[: x.numel()]
+
+    patch.wrap(F, "dropout", dropout)
+
+
 @mutant("dropout.train.elements-independent")
 def mask_shared_by_rows(patch):
     """Draws the mask of one row and broadcasts it: the layout of a per-channel kernel."""
@@ -293,6 +316,17 @@ def modules_know_themselves(patch):
 def inplace_ignored(patch):
     """Takes inplace and does not hand it on, as AlphaDropout does to this day."""
     patch.source(F.dropout, "if inplace else", "if False else")
+
+
+@mutant("dropout.inplace.gradient")
+def inplace_unscaled_with_strides(patch):
+    """Leaves the scale out of the in-place variant where the input is not contiguous."""
+
+    def dropout(original, x, p, train, inplace):
+        scaled = original(x, p, train, inplace)
+        return scaled.mul_(1 - p) if inplace and train and not x.is_contiguous() else scaled
+
+    patch.wrap(F, "dropout", dropout)
 
 
 @mutant("dropout.inplace.gradient")
