@@ -781,6 +781,23 @@ def gelu_derivative_of_the_tanh_form(patch):
     patch.kernel("gelu_backward", backward)
 
 
+@mutant("autograd.gradient.elementary-functions")
+def gelu_is_cut_off(patch):
+    """Takes the approximation of GELU for flat below -3."""
+
+    def gelu(original, x, approximate="none"):
+        y = original(x, approximate=approximate)
+        return torch.where(x < -3, y.detach(), y) if approximate == "tanh" else y
+
+    patch.wrap(F, "gelu", gelu)
+
+
+@mutant("autograd.gradient.elementary-functions")
+def logsigmoid_is_cut_off(patch):
+    """Has no gradient below -20, where the exponential was taken for infinite."""
+    patch.wrap(F, "logsigmoid", lambda o, x: torch.where(x < -20, o(x).detach(), o(x)))
+
+
 @mutant("autograd.gradient.binary-functions")
 def maximum_goes_to_the_first(patch):
     """Sends the whole gradient to the first argument where both are equal, and wherever it is not smaller."""

@@ -32,6 +32,17 @@ def elu(x: Array, alpha: float) -> Array:
 
 ALPHA, SLOPE, BETA, EXPONENT = 0.7, 0.3, 1.7, 2.6  # parameters of ELU, leaky ReLU, softplus and pow: never the defaults
 
+
+def bent(x: Array) -> Array:
+    """What the approximate form of GELU takes the hyperbolic tangent of."""
+    return np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+
+
+def unbent(x: Array) -> Array:
+    """Its derivative."""
+    return np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+
+
 # name: the function and its derivative
 FUNCTIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "exp": (np.exp, np.exp),
@@ -57,6 +68,16 @@ FUNCTIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] 
     "logsigmoid": (lambda x: -np.logaddexp(0, -x), lambda x: sigmoid(-x)),
     "silu": (lambda x: x * sigmoid(x), lambda x: sigmoid(x) * (1 + x * sigmoid(-x))),
     "gelu": (lambda x: x * normal_cdf(x), lambda x: normal_cdf(x) + x * normal_density(x)),
+    "gelu_tanh": (
+        lambda x: x * sigmoid(2 * bent(x)),
+        lambda x: sigmoid(2 * bent(x)) + x * unbent(x) * 2 * sigmoid(2 * bent(x)) * sigmoid(-2 * bent(x)),
+    ),
+    "mish": (
+        lambda x: x * np.tanh(np.logaddexp(0, x)),
+        lambda x: np.tanh(np.logaddexp(0, x)) + x * sigmoid(x) / np.cosh(np.logaddexp(0, x)) ** 2,
+    ),
+    "exp2": (np.exp2, lambda x: np.log(2) * np.exp2(x)),
+    "log2": (np.log2, lambda x: 1 / (np.log(2) * x)),
 }
 
 
