@@ -151,6 +151,12 @@ def allowance_may_nest(patch):
 
 
 @mutant("inplace.version.counts")
+def masked_filling_is_not_counted(patch):
+    """Fills by way of the raw memory."""
+    patch.wrap(Tensor, "masked_fill_", lambda o, x, *a: o(x.data, *a) is None or x)
+
+
+@mutant("inplace.version.counts")
 def zeroing_is_not_counted(patch):
     """Zeroes by way of the raw memory."""
     patch.wrap(Tensor, "zero_", lambda o, x: o(x.data) is None or x)

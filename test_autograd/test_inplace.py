@@ -24,8 +24,21 @@ MODIFIED = "modified by an inplace operation"
         lambda x: torch.exp(x, out=x),
         lambda x: x.uniform_(),
         lambda x: x.__iadd__(1),
+        lambda x: x.mul_(x.clone()),
+        lambda x: x.clamp_(0, 1),
+        lambda x: x.masked_fill_(x > 0, 1.0),
+        lambda x: x.index_put_((x > 0,), x.new_zeros(())),
+        lambda x: x.index_add_(0, x.new_zeros(1, dtype=torch.int64), x.new_ones(1)),
+        lambda x: x.scatter_(0, x.new_zeros(1, dtype=torch.int64), 1.0),
+        lambda x: x.addcmul_(x.clone(), x.clone()),
+        lambda x: x.lerp_(x.clone(), 0.3),
+        lambda x: x.normal_(),
+        lambda x: x.bernoulli_(0.3),
     ],
-    ids=["add_", "zero_", "copy_", "setitem", "fill_", "relu_", "out", "uniform_", "iadd"],
+    ids=[
+        *["add_", "zero_", "copy_", "setitem", "fill_", "relu_", "out", "uniform_", "iadd", "mul_", "clamp_"],
+        *["masked_fill_", "index_put_", "index_add_", "scatter_", "addcmul_", "lerp_", "normal_", "bernoulli_"],
+    ],
 )
 def test_every_in_place_operation_counts_up_the_version(case, change):
     x = case.tensor(3)
@@ -58,7 +71,7 @@ def test_reading_counts_up_nothing(case):
 def test_views_share_the_version(case, view):
     x = case.tensor(3, 2)
     alias = view(x)
-    alias.mul_(2)
+    alias.add_(alias)
     assert x._version == alias._version == 1
     x.mul_(2)
     assert x._version == alias._version == 2
