@@ -781,6 +781,35 @@ def gelu_derivative_of_the_tanh_form(patch):
     patch.kernel("gelu_backward", backward)
 
 
+@mutant("autograd.loss.bce-clamped")
+def tail_of_cross_entropy_is_not_clamped(patch):
+    """Clamps the logarithm in the vectorised loop and not behind it."""
+
+    def binary_cross_entropy(original, x, target, *args, **kw):
+        y = original(x, target, *args, **kw)
+        return torch.cat([y[:16], y[16:] + (y[16:] == 100) * torch.inf]) if y.ndim == 1 and len(y) > 16 else y
+
+    patch.wrap(F, "binary_cross_entropy", binary_cross_entropy)
+
+
+@mutant("autograd.loss.divergence-of-impossible-class")
+def divergence_multiplies_by_the_logarithm_of_zero(patch):
+    """Computes t log t as it stands, which is NaN at zero."""
+    patch.wrap(F, "kl_div", lambda o, x, t, *a, **k: o(x, t, *a, **k) + (0 if k.get("log_target") else 0 * t.log()))
+
+
+@mutant("autograd.loss.cross-entropy")
+def last_class_of_an_image_weighs_one(patch):
+    """Reads the weights up to the last class in the kernel for images."""
+
+    def cross_entropy(original, x, target, weight=None, *args, **kw):
+        if x.ndim == 4 and weight is not None:
+            weight = torch.cat([weight[:-1], torch.ones_like(weight[-1:])])
+        return original(x, target, weight, *args, **kw)
+
+    patch.wrap(F, "cross_entropy", cross_entropy)
+
+
 @mutant("autograd.gradient.elementary-functions")
 def gelu_is_cut_off(patch):
     """Takes the approximation of GELU for flat below -3."""

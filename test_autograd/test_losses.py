@@ -150,9 +150,9 @@ def test_the_gradient_at_the_target_is_zero(case, name):
     case.same(x.grad.abs(), torch.zeros_like(x))
 
 
-def classes(case):
+def classes(case, n=6):
     """Scores (6, 5), class indices (6,), and the size of the gradient's terms (6, 5)."""
-    x, target = case.tensor(6, 5, requires_grad=True), torch.as_tensor(case.rng.integers(0, 5, 6)).to(case.device)
+    x, target = case.tensor(n, 5, requires_grad=True), torch.as_tensor(case.rng.integers(0, 5, n)).to(case.device)
     logs = reference.log_softmax(array(x))
     return x, target, np.exp(logs) * (1 + abs(logs)) + np.eye(5)[array(target)]
 
@@ -173,10 +173,25 @@ def test_cross_entropy_is_weighted_by_class(case, reduction):
     case.close(x.grad, gradient, k=5 + 6 + 4, scale=size * (weights / divisor)[:, None])  # and four steps more
 
 
+@claim("autograd.loss.cross-entropy")
+@axes(dtype=PRECISE, layout=("contiguous", "channels_last"))
+def test_every_place_of_an_image_is_a_sample(case):
+    x, weight = case.tensor(2, 5, 3, 4, requires_grad=True), case.tensor_of(case.rng.uniform(0.3, 2, 5))
+    target = torch.as_tensor(case.rng.integers(0, 5, (2, 3, 4))).to(case.device)
+    F.cross_entropy(x, target, weight=weight).backward()
+    rows, labels = np.moveaxis(array(x), 1, -1).reshape(-1, 5), array(target).ravel()
+    _, weights = reference.cross_entropy(rows, labels, array(weight))
+    wanted = reference.cross_entropy_gradient(rows, labels, array(weight)) / weights.sum()
+    scale = (weights / weights.sum()).max() * (1 + abs(reference.log_softmax(rows)).max())
+    found = np.moveaxis(array(x.grad), 1, -1).reshape(-1, 5)
+    case.close(case.tensor_of(found), wanted, k=5 + 24 + 6, scale=scale)  # sums over classes and weights
+
+
 @claim("autograd.loss.ignored-samples")
 @axes(dtype=FLOATING)
-def test_ignored_samples_count_for_nothing(case):
-    x, target, size = classes(case)
+@pytest.mark.parametrize("n", [6, 37])
+def test_ignored_samples_count_for_nothing(case, n):
+    x, target, size = classes(case, n)
     target[:4] = torch.tensor([4, 2, 4, 0], device=case.device)
     kept = array(target) != 4
     F.cross_entropy(x, target, ignore_index=4).backward()
@@ -560,6 +575,24 @@ def test_an_impossible_target_has_no_divergence(case):
     case.same(x.grad + 0.0, case.tensor_of([0.0, -1.0]))
 
 
+@claim("autograd.loss.divergence-of-impossible-class")
+@axes(dtype=FLOATING, via="eager")
+def test_a_class_without_probability_has_no_divergence(case):
+    x, t = case.tensor_of([-2.0] * 18 + [0.5]), case.tensor_of([0.0] * 18 + [1.0])
+    case.same(F.kl_div(x, t, reduction="none") + 0.0, case.tensor_of([0.0] * 18 + [-0.5]))
+
+
+@claim("autograd.loss.bce-clamped")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_wrong_certainty_costs_a_hundred(case, t):
+    x = case.tensor_of([1 - t] * 19 + [t], requires_grad=True)
+    losses = F.binary_cross_entropy(x, torch.full_like(x, t), reduction="none")
+    losses.sum().backward()
+    case.same(losses.detach() + 0.0, case.tensor_of([100.0] * 19 + [0.0]))
+    assert x.grad.isfinite().all()
+
+
 @claim("autograd.loss.certain-logits")
 @axes(dtype=PRECISE, via="eager")
 def test_certainty_that_is_right_costs_nothing(case):
@@ -587,5 +620,6 @@ def test_no_events_have_a_finite_gradient(case):
 @axes(via="eager")
 def test_margin_weights_are_read_where_they_lie(case):
     x, weight = case.tensor_of([[0.25, 0.5, 1.0]]), case.tensor_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[::2]
-    loss = F.multi_margin_loss(x, whole(case, 1), weight=weight, reduction="sum")
-    case.close(loss, 3 * (0.75 + 1.5) / 3, k=2)  # a division, or a product with a rounded third
+    for target, wanted in ((1, 3 * (0.75 + 1.5) / 3), (2, 5 * (0.25 + 0.5) / 3)):
+        loss = F.multi_margin_loss(x, whole(case, target), weight=weight, reduction="sum")
+        case.close(loss, wanted, k=3)  # a sum, and a division or a product with a rounded third
