@@ -79,6 +79,18 @@ def test_scale_replaces_the_root(case, scale, rank):
         within(case, sdpa(case, q, k, v, scale=scale), reference.attention(*rounded(q, k, v), scale=scale))
 
 
+@claim("attention.sdpa.scale")
+@axes(dtype=PRECISE)
+def test_scale_reaches_the_gradients(case):
+    q, k, v = queries_keys_values(case, 1, 2, 5, 7, 4, requires_grad=True)
+    y = sdpa(case, q, k, v, scale=0.3)
+    y.backward(seed := case.tensor(*y.shape))
+    inputs = rounded(q, k, v)
+    expected = gradients([(reference.attention(*inputs, scale=0.3), array(seed))], inputs)
+    for tensor, wanted in zip((q, k, v), expected, strict=True):
+        within(case, tensor.grad, wanted)
+
+
 @claim("attention.sdpa.formula")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("wide", [3, 4])
