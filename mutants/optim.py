@@ -403,6 +403,19 @@ def fused_skips_the_tail(patch):
     patch.wrap(torch, "_fused_adam_", kernel)
 
 
+@mutant("optim.paths.many-tensors")
+def foreach_loses_the_last_of_many(patch):
+    """Launches a kernel for every 32 tensors, and none for the rest."""
+
+    def lists(original, params, *args, **kwargs):
+        kept = [p.clone() for p in params[len(params) // 32 * 32 :]] if len(params) > 32 else []
+        original(params, *args, **kwargs)
+        for p, value in zip(params[len(params) - len(kept) :], kept, strict=True):
+            p.copy_(value)
+
+    patch.wrap(adam, "_multi_tensor_adam", lists)
+
+
 @mutant("optim.paths.complex")
 def complex_as_magnitude(patch):
     """Squares complex gradients as they are, without taking them apart."""

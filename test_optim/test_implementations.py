@@ -14,6 +14,7 @@ from specs.reference.rounded import Rounded
 from test_optim.stepping import (
     ALL,
     FUSED_ON_CPU,
+    PATHS,
     USUAL,
     as_law,
     build,
@@ -92,6 +93,16 @@ def test_gradients_laid_out_otherwise_than_the_parameter(case, name, path):
         give_gradients(case, parameters)
         parameters[1].grad = parameters[1].grad.t().contiguous().t()
         follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
+
+
+@claim("optim.paths.many-tensors")
+@fused
+@pytest.mark.parametrize("path", PATHS)
+def test_the_last_of_many_parameters_steps_like_the_first(case, name, path):
+    parameters = parameters_of(case, [(2,)] * 37 + [(1041,)])
+    optimizer = build(case, name, parameters, path, **USUAL[name])
+    give_gradients(case, parameters)
+    follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
 
 
 @claim("optim.paths.mixed-dtypes")
