@@ -54,6 +54,17 @@ def test_gradients_are_scaled_to_the_norm(case, foreach, p):
         case.close(q.grad, g * reference.coefficient(norm, norm / 3), k=k + 4)
 
 
+@claim("clipping.norm.law")
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize(("p", "norm"), [(1.0, 7.0), (2.0, 5.0), (math.inf, 4.0)])
+def test_the_norm_reaches_the_end_of_a_long_gradient(case, foreach, p, norm):
+    parameters = parameters_of(case, [(70_001,), (1,)])
+    for parameter, last in zip(parameters, (4.0, 3.0), strict=True):
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad[-1] = last
+    case.close(clip(case, clip_grad_norm_, parameters, 9.0, norm_type=p, foreach=foreach), norm, k=2)
+
+
 @claim("clipping.norm.counts-nonzeros")
 def test_the_norm_of_order_zero_counts_by_tensors(case):
     parameters, _ = with_gradients(case)
@@ -126,11 +137,12 @@ def test_without_gradients_the_norm_is_zero(case):
 
 @claim("clipping.norm.nonfinite")
 @foreach
+@pytest.mark.parametrize("p", [2.0, math.inf])
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_a_nonfinite_norm_spoils_all_gradients_in_silence(case, foreach, bad):
+def test_a_nonfinite_norm_spoils_all_gradients_in_silence(case, foreach, bad, p):
     parameters, _ = with_gradients(case)
     parameters[1].grad[0, 0] = bad
-    found = clip(case, clip_grad_norm_, parameters, 1.0, foreach=foreach)
+    found = clip(case, clip_grad_norm_, parameters, 1.0, norm_type=p, foreach=foreach)
     assert not torch.isfinite(found)
     for p in parameters:
         assert p.grad.isnan().all() if math.isnan(bad) else (p.grad.isnan() | (p.grad == 0)).all()
