@@ -864,6 +864,19 @@ def softmax_forgets_the_inner_product(patch):
 
 
 @mutant("autograd.gradient.softmax")
+def maximum_of_a_row_leaves_out_its_tail(patch):
+    """Looks for the greatest logit in whole vectors of eight."""
+
+    def log_softmax(original, x, dim, *args, **kw):
+        if dim % x.ndim != x.ndim - 1 or x.shape[-1] < 8:
+            return original(x, dim, *args, **kw)
+        shifted = x - x[..., : x.shape[-1] // 8 * 8].amax(-1, keepdim=True)
+        return shifted - shifted.exp().sum(-1, keepdim=True).log()
+
+    patch.wrap(torch, "log_softmax", log_softmax)
+
+
+@mutant("autograd.gradient.softmax")
 def log_softmax_forgets_the_sum(patch):
     """Subtracts the gradient itself where its sum belongs."""
     patch.kernel("_log_softmax_backward_data", lambda g, y, dim, dtype: g - y.exp() * g)

@@ -193,6 +193,33 @@ def test_gradients_of_softmax_and_log_softmax(case, length):
     case.close(x.grad, reference.log_softmax_gradient(vx, vg), k=roundings, scale=scale)
 
 
+@claim("autograd.gradient.softmax")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gradients_of_softmax_over_other_dimensions(case, dim):
+    x, g = case.tensor(3, 4, 37, requires_grad=True), case.tensor(3, 4, 37)
+    vx, vg = (np.moveaxis(array(t), dim, -1) for t in (x, g))
+    s, size = reference.softmax(vx), 1 + abs(reference.log_softmax(vx)).max()
+    case.function(torch.softmax)(x, dim).backward(g)
+    wanted, scale = reference.softmax_gradient(vx, vg), s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True))
+    case.close(x.grad, np.moveaxis(wanted, -1, dim), k=24, scale=np.moveaxis(scale, -1, dim) * size)  # as above
+    x.grad = None
+    case.function(torch.log_softmax)(x, dim).backward(g)
+    wanted, scale = reference.log_softmax_gradient(vx, vg), abs(vg) + s * abs(vg).sum(-1, keepdims=True)
+    case.close(x.grad, np.moveaxis(wanted, -1, dim), k=12, scale=np.moveaxis(scale, -1, dim) * size)
+
+
+@claim("autograd.gradient.softmax")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("place", [0, 7, 8, 16, 18])
+def test_a_large_logit_takes_all_wherever_it_stands(case, place):
+    x = torch.zeros_like(case.tensor(3, 19))
+    x[:, place] = 2000.0
+    for dim, values in ((1, x), (0, x.T)):
+        case.same(torch.log_softmax(values, dim), values - 2000.0)
+        case.same(torch.softmax(values, dim), values / 2000.0)
+
+
 @claim("autograd.gradient.indexing")
 @axes(dtype=FLOATING)
 def test_an_element_read_twice_gets_both_gradients(case):
