@@ -863,6 +863,17 @@ def softmax_forgets_the_inner_product(patch):
     patch.kernel("_softmax_backward_data", lambda g, y, dim, dtype: g * y * (1 - y))
 
 
+@mutant("autograd.gradient.copies")
+def last_channel_of_a_copy_is_the_first(patch):
+    """Copies one channel too few into channels_last."""
+
+    def contiguous(original, x, *, memory_format=torch.contiguous_format):
+        y = original(x, memory_format=memory_format)
+        return torch.cat([y[:, :-1], y[:, :1]], 1) if memory_format == torch.channels_last else y
+
+    patch.wrap(Tensor, "contiguous", contiguous)
+
+
 @mutant("autograd.gradient.softmax")
 def maximum_of_a_row_leaves_out_its_tail(patch):
     """Looks for the greatest logit in whole vectors of eight."""

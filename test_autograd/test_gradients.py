@@ -250,6 +250,38 @@ def test_joining_tensors_splits_the_gradient(case):
     case.same(x.grad, pair[:, 0] + pair[:, 1])
 
 
+@claim("autograd.gradient.joining")
+@axes(layout=("contiguous", "channels_last"))
+def test_joining_images_keeps_their_channels_apart(case):
+    x, y = case.tensor(2, 3, 4, 5, requires_grad=True), case.tensor(2, 2, 4, 5, requires_grad=True)
+    joined, g = torch.cat([x, y], 1), case.tensor(2, 5, 4, 5)
+    assert np.array_equal(array(joined), np.concatenate([array(x), array(y)], 1))
+    joined.backward(g)
+    case.same(x.grad, g[:, :3])
+    case.same(y.grad, g[:, 3:])
+
+
+@claim("autograd.gradient.copies")
+@axes(dtype=("float32", "bfloat16"))
+@pytest.mark.parametrize(
+    ("shape", "copy"),
+    [
+        ((67, 71), lambda x: x.t().contiguous().t()),
+        ((2, 5, 3, 4), lambda x: x.contiguous(memory_format=torch.channels_last)),
+        ((2, 5, 3, 4), lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).contiguous()),
+        ((2, 5, 3, 2, 4), lambda x: x.clone(memory_format=torch.channels_last_3d)),
+        ((259, 131), lambda x: x.double()),
+    ],
+    ids=["transposed", "channels_last", "and back", "channels_last_3d", "double"],
+)
+def test_copies_keep_every_element(case, shape, copy):
+    x, g = case.tensor(*shape, requires_grad=True), case.tensor(*shape)
+    y = copy(x)
+    assert np.array_equal(array(y), array(x))
+    y.backward(g.to(y.dtype))
+    case.same(x.grad, g)
+
+
 @claim("autograd.gradient.views")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize(
