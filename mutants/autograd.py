@@ -874,6 +874,24 @@ def last_channel_of_a_copy_is_the_first(patch):
     patch.wrap(Tensor, "contiguous", contiguous)
 
 
+@mutant("autograd.reduction.every-element")
+def second_thread_loses_its_last_element(patch):
+    """Lets the last part of a sum of over 32768 elements end too early."""
+    patch.wrap(torch, "sum", lambda o, x, *dim: o(x, *dim) - (x[-1, -1] if x.numel() > 32768 and not dim else 0))
+
+
+@mutant("autograd.reduction.sums-in-float32")
+def sums_stop_where_one_is_rounded_away(patch):
+    """Adds up in the dtype of the terms."""
+    patch.wrap(torch, "sum", lambda o, x, *dim: o(x, *dim).clamp(max=2 / torch.finfo(x.dtype).eps))
+
+
+@mutant("autograd.reduction.variance")
+def correction_is_a_flag(patch):
+    """Takes any correction for one."""
+    patch.wrap(torch, "var", lambda o, x, dim, correction: o(x, dim, correction=min(correction, 1)))
+
+
 @mutant("autograd.gradient.softmax")
 def maximum_of_a_row_leaves_out_its_tail(patch):
     """Looks for the greatest logit in whole vectors of eight."""

@@ -282,6 +282,38 @@ def test_copies_keep_every_element(case, shape, copy):
     case.same(x.grad, g)
 
 
+@claim("autograd.reduction.every-element")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed"))
+@pytest.mark.parametrize("dim", [(), (0,)], ids=str)
+def test_sum_and_mean_count_every_element(case, dim):
+    x = case.tensor_of(case.rng.integers(-8, 9, (259, 131)))  # whose sums are exact
+    wanted = array(x).sum(*dim)
+    case.close(torch.sum(x, *dim), wanted, k=1)
+    case.close(torch.mean(x, *dim), wanted * wanted.size / x.numel(), k=2)  # and a quotient, or its rounded inverse
+
+
+@claim("autograd.reduction.sums-in-float32")
+@axes(dtype=REDUCED)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sum_and_mean_count_every_one_in_low_precision(case, dim):
+    n = int(4 / torch.finfo(case.dtype).eps)  # a sum of ones would stop at half of that
+    x = case.tensor_of(np.ones((n, 3) if dim == 0 else (3, n)))
+    case.same(torch.sum(x, dim), torch.full_like(x.select(dim, 0), n))
+    case.same(torch.mean(x, dim), torch.ones_like(x.select(dim, 0)))
+
+
+@claim("autograd.reduction.variance")
+@axes(dtype=PRECISE, layout=("contiguous", "transposed"))
+@pytest.mark.parametrize("correction", [0, 1, 2])
+@pytest.mark.parametrize("dim", [None, 0, (0, 2)])
+def test_variance_divides_by_the_number_less_the_correction(case, dim, correction):
+    x = case.tensor(5, 7, 11, loc=1.5)
+    wanted = array(x).var(dim, ddof=correction)
+    k = x.numel() / wanted.size + 5  # two sums, a square, a quotient and a root
+    case.close(torch.var(x, dim, correction=correction), wanted, k=k, scale=(array(x) ** 2).max())
+    case.close(torch.std(x, dim, correction=correction), wanted**0.5, k=k, scale=(array(x) ** 2).max())
+
+
 @claim("autograd.gradient.views")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize(
