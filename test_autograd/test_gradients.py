@@ -978,6 +978,14 @@ SELECTED = {
 }
 
 
+@claim("autograd.gradient.celu-in-double")
+@axes(dtype="float64", via="eager")
+def test_the_gradient_of_celu_is_as_fine_as_its_input(case):
+    x = case.tensor_of([-0.5, -1.0, 2.0], requires_grad=True)
+    F.celu(x, 0.7).sum().backward()
+    case.close(x.grad, np.exp(np.minimum(array(x), 0) / 0.7), k=4)  # an inverse, a product and an exponential
+
+
 @claim("autograd.gradient.selected-in-low-precision")
 @axes(dtype="bfloat16", via="eager")
 @pytest.mark.parametrize("name", SELECTED)
