@@ -594,6 +594,26 @@ def convolutions_draw_in_the_order_of_memory(patch):
     patch.source(nn.modules.conv._ConvNd.reset_parameters, "not self.weight.is_contiguous()", "False")
 
 
+@mutant("init.rng.bernoulli")
+def one_probability_for_all(patch):
+    """Draws every element by the mean of the probabilities."""
+
+    def drawn(original, p, *args, **options):
+        return original(p if args else p.mean().expand_as(p), *args, **options)
+
+    patch.wrap(torch, "bernoulli", drawn)
+
+
+@mutant("init.rng.bernoulli")
+def certainty_sometimes_misses(patch):
+    """Takes a probability of one for the number next to it."""
+
+    def filled(original, x, p=0.5, **options):
+        return original(x, p.clamp(max=0.999) if isinstance(p, torch.Tensor) else p, **options)
+
+    patch.wrap(torch.Tensor, "bernoulli_", filled)
+
+
 @mutant("init.rng.upper-bound")
 def the_upper_bound_is_drawn(patch):
     """Rounds what is drawn to the nearest number, which may be the bound."""
