@@ -2159,15 +2159,6 @@ def adaptive_averages_add_up_in_low_precision(patch):
         patch.wrap(F, name, lambda original, x, size: original(x, size) / 4)
 
 
-@mutant("autograd.gradient.fractional-window")
-def windows_may_be_empty(patch):
-    """Pools over nothing, which has no maximum."""
-    for name in ("fractional_max_pool2d", "fractional_max_pool3d"):
-        patch.wrap(
-            F, name, lambda original, x, k, **o: x.new_full((1,), -float("inf")) if not k else original(x, k, **o)
-        )
-
-
 @mutant("autograd.graph.deepcopy-of-shared-memory")
 def copies_have_memory_of_their_own(patch):
     """Copies every tensor by itself, as it does a parameter."""

@@ -154,7 +154,10 @@ def work(rank, address, home):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=RANKS)
     x = torch.from_numpy(SAMPLES[rank])
-    home.put((rank, {scenario.__name__: scenario(rank, x) for scenario in SCENARIOS}))
+    try:
+        home.put((rank, {scenario.__name__: scenario(rank, x) for scenario in SCENARIOS}))
+    except Exception as error:  # or the others would be waited for in vain
+        home.put((rank, error))
     home.close()
     home.join_thread()
     dist.destroy_process_group()
@@ -176,7 +179,11 @@ def seen():
         for process in ranks:
             process.start()
         try:
-            found = dict(home.get(timeout=120) for _ in ranks)
+            found = {}
+            for _ in ranks:
+                rank, found[rank] = home.get(timeout=120)
+                if isinstance(found[rank], Exception):
+                    raise found[rank]
         finally:
             for process in ranks:
                 process.join(timeout=20)
