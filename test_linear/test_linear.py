@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from specs.reference import linear as reference
+from test_norms.freezing import frozen, the_others_keep_theirs
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
@@ -158,18 +159,10 @@ def test_gradients_sum_over_all_leading_dimensions(case, leading):
 
 
 @claim("linear.linear.gradients")
-@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "x weight", "x bias", "weight bias"])
+@frozen
 def test_what_needs_no_gradient_gets_none(case, frozen):
     layer, x, g = case.module(nn.Linear, 7, 3), case.tensor(4, 7, requires_grad=True), case.tensor(4, 3)
-    layer(x).backward(g)
-    leaves = {"x": x, "weight": layer.weight, "bias": layer.bias}
-    full = {name: leaf.grad for name, leaf in leaves.items()}
-    for name, leaf in leaves.items():
-        leaf.grad = None
-        leaf.requires_grad_(name not in frozen.split())
-    layer(x).backward(g)
-    for name, leaf in leaves.items():
-        assert leaf.grad is None if name in frozen.split() else torch.equal(leaf.grad, full[name])
+    the_others_keep_theirs(layer, x, g, frozen)
 
 
 @claim("linear.linear.sums-in-float32")

@@ -23,6 +23,7 @@ from test_norms.batchnorms import (
     statistics,
     sums,
 )
+from test_norms.freezing import frozen, the_others_keep_theirs
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
@@ -350,19 +351,11 @@ def test_training_gradients_at_every_size(case, n):
 
 @claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "x weight", "x bias", "weight bias"])
+@frozen
 def test_what_needs_no_gradient_gets_none(case, frozen, training):
     layer, g = case.module(nn.BatchNorm1d, 5, eps=EPS).train(training), case.tensor(9, 5)
     x = case.tensor(9, 5, requires_grad=True)
-    layer(x).backward(g)
-    leaves = {"x": x, "weight": layer.weight, "bias": layer.bias}
-    full = {name: leaf.grad for name, leaf in leaves.items()}
-    for name, leaf in leaves.items():
-        leaf.grad = None
-        leaf.requires_grad_(name not in frozen.split())
-    layer(x).backward(g)
-    for name, leaf in leaves.items():
-        assert leaf.grad is None if name in frozen.split() else torch.equal(leaf.grad, full[name])
+    the_others_keep_theirs(layer, x, g, frozen)
 
 
 @claim("batchnorm.gradient.sums-beyond-the-range")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from specs.reference import norms as reference
+from test_norms.freezing import frozen, the_others_keep_theirs
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
@@ -143,19 +144,11 @@ def test_gradients_where_strides_fit_either_layout(case, affine):
 
 
 @claim("norms.groupnorm.gradients")
-@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "x weight", "x bias", "weight bias"])
+@frozen
 def test_what_needs_no_gradient_gets_none(case, frozen):
     layer, g = case.module(nn.GroupNorm, 2, 6, eps=0.1), case.tensor(3, 6, 5)
     x = case.tensor(3, 6, 5, requires_grad=True)
-    layer(x).backward(g)
-    leaves = {"x": x, "weight": layer.weight, "bias": layer.bias}
-    full = {name: leaf.grad for name, leaf in leaves.items()}
-    for name, leaf in leaves.items():
-        leaf.grad = None
-        leaf.requires_grad_(name not in frozen.split())
-    layer(x).backward(g)
-    for name, leaf in leaves.items():
-        assert leaf.grad is None if name in frozen.split() else torch.equal(leaf.grad, full[name])
+    the_others_keep_theirs(layer, x, g, frozen)
 
 
 @claim("norms.groupnorm.double-backward")
