@@ -583,6 +583,13 @@ def spread(saved):
     return torch.stack([saved, -saved], -1)[..., 0]
 
 
+def close_to_softmax_gradient(case, name, found, x, g):
+    size = abs(array(g))
+    # the output to 4 + 4 roundings, a sum of four products and what follows
+    wanted = getattr(reference, f"{name}_gradient")(array(x), array(g))
+    case.close(found, wanted, k=16, scale=size + size.sum(-1, keepdims=True))
+
+
 @claim("autograd.gradient.softmax-of-spread-output")
 @axes(via="eager")
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -590,9 +597,7 @@ def test_gradient_of_softmax_reads_the_output_where_it_lies(case, name):
     x, g = case.tensor(3, 4, requires_grad=True), case.tensor(3, 4)
     with saved_tensors_hooks(torch.detach, spread):
         getattr(torch, name)(x, -1).backward(g)
-    law = {"softmax": reference.softmax_gradient, "log_softmax": reference.log_softmax_gradient}[name]
-    # the output to 4 + 4 roundings, a sum of four products and what follows
-    case.close(x.grad, law(array(x), array(g)), k=16, scale=abs(array(g)) + abs(array(g)).sum(-1, keepdims=True))
+    close_to_softmax_gradient(case, name, x.grad, x, g)
 
 
 @claim("autograd.gradient.sparse-softmax-from-the-end")
@@ -602,10 +607,7 @@ def test_a_sparse_softmax_counts_dimensions_from_the_end(case, name):
     values, g = case.tensor(3, 4), case.tensor(3, 4)
     x = values.to_sparse().requires_grad_()
     getattr(torch.sparse, name)(x, -1).to_dense().backward(g)
-    law = {"softmax": reference.softmax_gradient, "log_softmax": reference.log_softmax_gradient}[name]
-    # the output to 4 + 4 roundings, a sum of four products and what follows
-    scale = abs(array(g)) + abs(array(g)).sum(-1, keepdims=True)
-    case.close(x.grad.to_dense(), law(array(values), array(g)), k=16, scale=scale)
+    close_to_softmax_gradient(case, name, x.grad.to_dense(), values, g)
 
 
 @claim("autograd.complex.choice")
