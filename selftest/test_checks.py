@@ -28,6 +28,8 @@ def test_close_takes_the_scale_elementwise():
     assert checks.close(torch.tensor([0.0, EPS]), [0.0, 0.0], k=2, scale=[1.0, 1.0]) == pytest.approx(0.5)
     with pytest.raises(Violation):
         checks.close(torch.tensor([0.0, EPS]), [0.0, 0.0], k=2, scale=[1.0, 0.25])
+    with pytest.raises(ValueError, match=r"a scale of shape \(2, 1\)"):
+        checks.close(torch.tensor([0.0, EPS]), [0.0, 0.0], k=2, scale=[[1.0], [1.0]])
 
 
 def test_close_allows_a_float64_result_twice_the_bound():
@@ -43,6 +45,8 @@ def test_close_refuses_what_is_not_finite(wrong):
         checks.close(torch.tensor([1.0, wrong]), [1.0, 1.0], k=4)
     with pytest.raises(Violation):
         checks.close(torch.tensor([1.0, 1.0]), [1.0, wrong], k=4)
+    with pytest.raises(Violation, match=r"at index \(0,\): got 2\.0"):
+        checks.close(torch.tensor([2.0, wrong]), [1.0, wrong], k=4)
     assert checks.close(torch.tensor([1.0, wrong]), [1.0, wrong], k=4) == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -98,7 +99,7 @@ class Case:
         for name, parameter in layer.named_parameters():
             values = self.rng.standard_normal(tuple(parameter.shape))
             if parameter.ndim > 1:
-                values /= np.sqrt(parameter[0].numel())
+                values /= math.sqrt(math.prod(parameter.shape[1:]))
             elif name.endswith("weight"):
                 values = np.sign(values) * self.rng.uniform(0.5, 1.5, values.shape)
             parameter.copy_(torch.as_tensor(values))

@@ -11,8 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -45,29 +44,31 @@ def eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """How far a result lies from its reference: in absolute figures and in units of the bound."""
+class Closeness(NamedTuple):
+    """How far a result lies from its reference, in units of the bound, and what it takes to say where."""
 
     headroom: float
-    index: tuple[int, ...]
-    actual: complex
-    expected: complex
-    error: float
-    bound: float
-    dtype: torch.dtype = field(repr=False)
+    values: Array
+    wanted: Array
+    bound: Array
+    dtype: torch.dtype
 
     def require(self, k: float) -> None:
         """Raises `Violation` beyond the bound."""
         if not self.headroom <= 1:
-            raise Violation(f"not within {k:g} eps of the law, {self}")
+            raise Violation(f"not within {k:g} eps of the law, {self.worst()}")
 
-    def __str__(self) -> str:
-        unit = eps(self.dtype) * abs(self.expected)
-        relative = f"{self.error / unit:.3g} eps of the value, " if unit and math.isfinite(self.error) else ""
+    def worst(self) -> str:
+        """The element that lies farthest out, in absolute figures, in eps of its value and in units of the bound."""
+        error = distance(self.values, self.wanted)
+        index = np.unravel_index(int(np.argmax(in_units_of(self.bound, error))), error.shape)
+        bound = np.broadcast_to(self.bound, error.shape)[index]
+        unit = eps(self.dtype) * abs(self.wanted[index])
+        relative = f"{error[index] / unit:.3g} eps of the value, " if unit and np.isfinite(error[index]) else ""
         return (
-            f"at index {self.index}: got {self.actual!r}, the law gives {self.expected!r}; "
-            f"error {self.error:.3g} = {relative}{self.headroom:.3g} of the bound {self.bound:.3g} ({self.dtype})"
+            f"at index {tuple(map(int, index))}: got {self.values[index].item()!r}, "
+            f"the law gives {self.wanted[index].item()!r}; error {error[index]:.3g} = "
+            f"{relative}{self.headroom:.3g} of the bound {bound:.3g} ({self.dtype})"
         )
 
 
@@ -83,26 +84,29 @@ def closeness(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = Non
         raise Violation(f"shape {values.shape} where the law gives {wanted.shape}")
     info = torch.finfo(actual.dtype)
     reference_too = 2 if info.eps < 1e-15 else 1
-    size = np.abs(wanted) if scale is None else np.abs(np.asarray(scale, dtype=float))
     with np.errstate(invalid="ignore", over="ignore"):
-        bound = reference_too * (k * info.eps * size + info.tiny)
-        error = np.abs(values - wanted)
-        if not np.isfinite(error).all():
-            alike = (values == wanted) | (np.isnan(values) & np.isnan(wanted))
-            error = np.where(alike, 0.0, np.where(np.isnan(error), np.inf, error))
-        ratio = np.divide(error, bound, out=np.zeros(wanted.shape), where=error != 0)
-    if not ratio.size:
-        return Closeness(0.0, (), 0.0, 0.0, 0.0, 0.0, actual.dtype)
-    where = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    return Closeness(
-        headroom=float(ratio[where]),
-        index=tuple(int(i) for i in where),
-        actual=values[where].item(),
-        expected=wanted[where].item(),
-        error=float(error[where]),
-        bound=float(np.broadcast_to(bound, ratio.shape)[where]),
-        dtype=actual.dtype,
-    )
+        size = np.abs(wanted if scale is None else np.asarray(scale, dtype=float))
+        bound = reference_too * k * info.eps * size + reference_too * info.tiny
+        ratio = np.abs(values - wanted) / bound
+    if ratio.shape != values.shape:
+        raise ValueError(f"a scale of shape {size.shape} for a result of shape {values.shape}")
+    headroom = float(ratio.max(initial=0.0))
+    if not math.isfinite(headroom):
+        headroom = float(in_units_of(bound, distance(values, wanted)).max())
+    return Closeness(headroom, values, wanted, bound, actual.dtype)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def distance(values: Array, wanted: Array) -> Array:
+    """Absolute errors; where values are not finite, none if both are the same, infinite otherwise."""
+    error = np.abs(values - wanted)
+    alike = (values == wanted) | (np.isnan(values) & np.isnan(wanted))
+    return np.where(alike, 0.0, np.where(np.isnan(error), np.inf, error))
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def in_units_of(bound: Array, error: Array) -> Array:
+    return np.divide(error, bound, out=np.zeros(error.shape), where=error != 0)
 
 
 def close(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = None) -> float:

@@ -15,7 +15,7 @@ import pytest
 
 from torch_conformance.errors import UsageError
 
-RARELY = (100_000, 20, 100)  # what a run makes lives to its end; to look for garbage as often as usual costs a fifth
+RARELY = (1_000_000, 20, 100)  # what a run makes lives to its end; to look for garbage as often as usual costs a fifth
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,6 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(hooks, f"torch-conformance-{type(hooks).__name__.lower()}")
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    gc.freeze()  # what is left ends with the process; pytest and the interpreter would look through all of it thrice
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
