@@ -18,8 +18,8 @@ def count(x: np.ndarray) -> int:
 
 
 def spread(values: np.ndarray | float, x: np.ndarray) -> np.ndarray:
-    """Values per channel (C,), ready to broadcast against ``x``."""
-    return np.reshape(np.broadcast_to(values, (x.shape[1],)), (1, -1, *[1] * (x.ndim - 2)))
+    """Values per channel (C,), or one for all, ready to broadcast against ``x``."""
+    return np.reshape(values, (1, -1, *[1] * (x.ndim - 2)))
 
 
 def mean(x: np.ndarray) -> np.ndarray:
