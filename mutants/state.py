@@ -719,6 +719,13 @@ def environment_lifts_what_was_asked_for(patch):
     prefer(patch, files.load, ["if weights_only_not_set:\n            warn"], ["if True:\n            warn"])
 
 
+@mutant("state.file.flushed")
+def saved_bytes_stay_in_the_buffer(patch):
+    """What was saved waits in the caller's buffer until the file is closed."""
+    patch.source(files._open_buffer_writer.__exit__, "self.file_like.flush()", "pass")
+    patch.source(files._open_zipfile_writer_buffer.__exit__, "self.buffer.flush()", "pass")
+
+
 @mutant("state.file.file-like")
 def files_are_read_from_their_beginning(patch):
     """Rewinds before it reads."""

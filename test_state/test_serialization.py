@@ -835,6 +835,15 @@ def refuse(*_):
     raise io.UnsupportedOperation("seek")
 
 
+@claim("state.file.flushed")
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_can_be_read_before_it_is_closed(case, tmp_path, zipped):
+    x, path = case.tensor(33), tmp_path / "x.pt"
+    with path.open("wb", buffering=1 << 20) as file:
+        torch.save(x, file, _use_new_zipfile_serialization=zipped)
+        case.same(torch.load(path), x)
+
+
 @claim("state.file.versions-of-modules")
 def test_versions_of_modules_are_compared_number_by_number(case):
     meets = torch.serialization.check_module_version_greater_or_equal
