@@ -398,6 +398,18 @@ def the_cpu_counts_as_an_accelerator(patch):
     patch.wrap(torch.utils.checkpoint, "get_device_states", lambda o, *a: (["cpu"], states) if len(a) > 2 else o(*a))
 
 
+@mutant("checkpoint.selective.saves-what-is-named")
+def every_call_gets_the_first_result(patch):
+    """Does not tell the calls of one operation apart when it looks for what was kept."""
+    patch.source(module._CachedTorchDispatchMode.__torch_dispatch__, "self.func_counter[key] += 1", "pass")
+
+
+@mutant("checkpoint.gradient.within-to-the-end")
+def what_was_not_saved_is_always_a_mismatch(patch):
+    """Counts what the forward's own backward had released as a difference of the two runs."""
+    patch.source(module._recomputation_hook.__init__, "ignore_saved_mismatch = True", "ignore_saved_mismatch = False")
+
+
 @mutant("checkpoint.selective.recomputes-the-same")
 def operations_of_their_own_are_run(patch):
     """Runs what the recomputation meets for the first time."""

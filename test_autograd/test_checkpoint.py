@@ -193,15 +193,24 @@ def test_gradients_are_of_the_noise_of_the_forward(case, reentrant, layer, monke
     case.same(found[1], found[0])
 
 
+def slope_of_cubes(x):
+    return torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
+
+
 @claim("checkpoint.gradient.within")
 def test_the_function_may_take_gradients_itself(case):
     x = case.tensor(5, requires_grad=True)
-
-    def slope(x):
-        return torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
-
-    checkpoint(slope, x, use_reentrant=False).sum().backward()
+    checkpoint(slope_of_cubes, x, use_reentrant=False).sum().backward()
     case.close(x.grad, 6 * array(x), k=3)  # a power, two products
+
+
+@claim("checkpoint.gradient.within-to-the-end")
+def test_the_function_may_take_gradients_itself_and_be_recomputed_to_its_end(case):
+    x = case.tensor(5, requires_grad=True)
+    with module.set_checkpoint_early_stop(False):
+        y = checkpoint(slope_of_cubes, x, use_reentrant=False)
+    y.sum().backward()
+    case.close(x.grad, 6 * array(x), k=3)  # as above
 
 
 @claim("checkpoint.rng.left-as-it-was")
@@ -513,6 +522,10 @@ def sines(x):
     return x.sin().exp().sin()
 
 
+def sines_and_a_sum(x):
+    return x.sin().exp().sin().add(x, alpha=3).exp()
+
+
 @claim("checkpoint.selective.saves-what-is-named")
 @pytest.mark.parametrize("form", ["list", "function", "flag"])
 def test_what_is_named_is_not_computed_again(case, form):
@@ -527,12 +540,12 @@ def test_what_is_named_is_not_computed_again(case, form):
     def contexts():
         return module.create_selective_checkpoint_contexts([sin] if form == "list" else policy)
 
-    y = checkpoint(sines, x, use_reentrant=False, context_fn=contexts)
+    y = checkpoint(sines_and_a_sum, x, use_reentrant=False, context_fn=contexts)
     with Counted() as counted:
         y.sum().backward()
-    assert [counted.names.count(name) for name in ("sin", "exp")] == [0, 1]
+    assert [counted.names.count(name) for name in ("sin", "exp")] == [0, 2]
     assert form == "list" or asked[:3] == [False] * 3
-    (plain,) = torch.autograd.grad(sines(twin := x.detach().requires_grad_()).sum(), twin)
+    (plain,) = torch.autograd.grad(sines_and_a_sum(twin := x.detach().requires_grad_()).sum(), twin)
     case.same(x.grad, plain)
     with case.raises(ValueError, "OpOverload|pass in"):
         module.create_selective_checkpoint_contexts([torch.ops.aten.sin])
