@@ -25,6 +25,13 @@ def ema_swaps_shares(patch):
 
 
 @mutant("averaging.ema.decay-range")
+def a_decay_of_one_is_refused(patch):
+    """Takes the upper end of the range for a value outside it."""
+    for factory in (u.get_ema_avg_fn, u.get_ema_multi_avg_fn):
+        patch.source(factory, "decay > 1.0", "decay >= 1.0")
+
+
+@mutant("averaging.ema.decay-range")
 def ema_any_decay(patch):
     """Takes any decay."""
     patch.source(u.get_ema_avg_fn, "if decay < 0.0 or decay > 1.0:", "if False:")

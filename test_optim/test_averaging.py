@@ -82,8 +82,11 @@ def test_the_exponential_average(case, how):
 @pytest.mark.parametrize("how", ["get_ema_avg_fn", "get_ema_multi_avg_fn"])
 @pytest.mark.parametrize("decay", [-0.1, 1.1])
 def test_a_decay_lies_between_zero_and_one(case, how, decay):
+    average = given(case, how)
     with case.raises(ValueError, "decay"):
-        given(case, how)(decay)
+        average(decay)
+    assert callable(average(0.0))
+    assert callable(average(1.0))
 
 
 @claim("averaging.ema.decay-default")
