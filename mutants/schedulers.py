@@ -161,6 +161,12 @@ def state_with_the_optimizer(patch):
     patch.wrap(s.LRScheduler, "state_dict", lambda original, self: original(self) | {"optimizer": self.optimizer})
 
 
+@mutant("schedulers.state.callable-scale")
+def the_scale_of_a_wave_is_not_saved(patch):
+    """Saves nothing of a callable scale."""
+    patch.source(s.CyclicLR.state_dict, 'state["_scale_fn_custom"] = fn.__dict__.copy()', "pass")
+
+
 @mutant("schedulers.state.callable-objects")
 def callables_not_restored(patch):
     """Forgets what callable objects hold."""

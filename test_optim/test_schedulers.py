@@ -396,6 +396,20 @@ def test_state_of_callable_objects_is_saved(case, name):
     assert "lr_lambdas" in state
 
 
+@claim("schedulers.state.callable-scale")
+def test_state_of_a_callable_scale_is_saved(case):
+    first, second = optimizer_of(case), optimizer_of(case)
+    old, new = (
+        schedule(case, "CyclicLR", optimizer, WAVE | {"scale_fn": Halving(start), "scale_mode": "cycle"})
+        for optimizer, start in ((first, 0.9), (second, 0.1))
+    )
+    new.load_state_dict(old.state_dict())
+    for _ in range(3):
+        advance(first, old)
+        advance(second, new)
+        assert rates_of(second) == rates_of(first)
+
+
 @claim("schedulers.state.last-epoch")
 @pytest.mark.parametrize("epoch", [1, 4, 11])
 @relative
