@@ -836,3 +836,14 @@ def hooks_belong_to_the_usual_writing(patch):
 def wrapping_tensors_are_float32(patch):
     """Makes the wrapper without its dtype, as torch did until 2.3."""
     patch.source(torch._utils._rebuild_wrapper_subclass, "dtype=dtype,", "")
+
+
+@mutant("state.file.within-another")
+def files_begin_at_their_start(patch):
+    """Reads every file from its first byte."""
+
+    def load(original, file, **options):
+        file.seek(0)
+        return original(file, **options)
+
+    patch.wrap(torch, "load", load)

@@ -910,6 +910,29 @@ def test_rare_dtypes_come_back(case, dtype):
     assert through_a_file(x, weights_only=True).dtype == x.dtype
 
 
+@claim("state.file.legacy-every-dtype")
+@pytest.mark.parametrize("dtype", ["complex32", "float8_e5m2", "uint16"])
+def test_rare_dtypes_come_back_in_the_legacy_format(case, dtype):
+    if not hasattr(torch, dtype):
+        raise case.unsupported(f"torch {torch.__version__} has no {dtype}")
+    x = torch.zeros(3, dtype=getattr(torch, dtype))
+    assert torch.load(saved(x, _use_new_zipfile_serialization=False)).dtype == x.dtype
+
+
+@claim("state.file.within-another")
+def test_a_file_begins_where_it_stands(case):
+    x, file = case.tensor(3), io.BytesIO()
+    file.write(b"other bytes")
+    torch.save(x, file)
+    file.seek(len(b"other bytes"))
+    case.same(torch.load(file), x)
+
+
+@claim("state.file.memory-format")
+def test_a_memory_format_comes_back(case):
+    assert through_a_file(torch.channels_last, weights_only=False) is torch.channels_last
+
+
 @claim("state.file.older-upsampling")
 def test_an_older_upsampling_is_completed(case):
     x, old = case.tensor(1, 1, 3), nn.Upsample.__new__(nn.Upsample)
