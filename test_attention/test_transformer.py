@@ -1,5 +1,6 @@
 """The layers of the Transformer: their formulas, their dropout, and their fused kernels in eval mode."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -873,6 +874,15 @@ def test_a_decoder_without_layers_returns_its_target(case):
     layer = nn.TransformerDecoderLayer(4, 2, 8, device=case.device, dtype=case.dtype)
     x = case.tensor(3, 2, 4)
     case.same(nn.TransformerDecoder(layer, 0)(x, case.tensor(5, 2, 4)), x)
+
+
+@claim("attention.decoder-layer.copied-activation")
+@axes(via="eager")
+def test_a_copy_of_a_decoder_layer_keeps_its_activation(case):
+    layer = nn.TransformerDecoderLayer(4, 2, 8, dropout=0.0, activation=nn.Tanh()).to(case.device, case.dtype)
+    x, memory = case.tensor(3, 2, 4), case.tensor(5, 2, 4)
+    case.same(copy.deepcopy(layer)(x, memory), layer(x, memory))
+    case.same(nn.TransformerDecoder(layer, 1)(x, memory), layer(x, memory))
 
 
 @claim("attention.transformer.causal-mask-dtype")
