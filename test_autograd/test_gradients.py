@@ -997,6 +997,14 @@ def test_gradient_of_what_is_selected_often(case, name):
     case.same(x.grad, case.tensor_of([600.0, 0.0]))
 
 
+@claim("autograd.gradient.repeated-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_gradient_of_what_is_repeated_often(case):
+    x = torch.ones_like(case.tensor(2)).requires_grad_()
+    x.repeat_interleave(600).sum().backward()
+    case.same(x.grad, case.tensor_of([600.0, 600.0]))
+
+
 @claim("autograd.gradient.long-products-in-low-precision")
 @axes(dtype="bfloat16", via="eager")
 @pytest.mark.parametrize("name", ["dot", "mv"])
@@ -1172,6 +1180,23 @@ def test_the_magnitude_of_numbers_whose_squares_are_beyond_the_range(case, power
 def test_the_reciprocal_of_numbers_whose_squares_are_beyond_the_range(case):
     x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**100)
     case.close(torch.reciprocal(x) * 2.0**100, np.full(64, 0.12 - 0.16j), k=8)
+
+
+@claim("autograd.complex.truth")
+@axes(dtype="complex64", via="eager")
+def test_an_imaginary_number_is_true(case):
+    x = case.tensor_of([3j, 0j])
+    assert x.bool().tolist() == [True, False]
+    assert x[:1].all(), "all"
+    assert x.any(), "any"
+
+
+@claim("autograd.complex.large-arcsine")
+@axes(dtype="complex64", via="eager")
+def test_the_arcsine_of_large_numbers(case):
+    z = (3 + 4j) * 2.0**30
+    found = torch.asin(torch.full_like(case.tensor(64), z))
+    case.close(found, np.full(64, np.arcsin(z)), k=4)  # a logarithm and an angle
 
 
 @claim("autograd.gradient.summed-products-in-low-precision")
