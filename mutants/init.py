@@ -622,3 +622,9 @@ def the_upper_bound_is_drawn(patch):
         return x.copy_(original(torch.empty_like(x, dtype=torch.float64), low, high, **options).bfloat16())
 
     patch.wrap(torch.Tensor, "uniform_", fill)
+
+
+@mutant("init.rng.cauchy")
+def scales_have_no_sign(patch):
+    """Takes the magnitude of the scale."""
+    patch.wrap(torch.Tensor, "cauchy_", lambda original, x, median, sigma: original(x, median, abs(sigma) or 1.0))

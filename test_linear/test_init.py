@@ -341,6 +341,15 @@ def test_orthogonal_needs_two_dimensions(case):
         init.orthogonal_(torch.empty(7))
 
 
+@claim("init.orthogonal.any-memory-format")
+def test_a_weight_with_the_channels_last_is_made_orthogonal(case):
+    weight = case.tensor(3, 2, 2, 2).to(memory_format=torch.channels_last)
+    init.orthogonal_(weight)
+    matrix = array(weight).reshape(3, -1)
+    # Householder: an error of the order of rows times columns roundings in every entry
+    case.close(torch.as_tensor(matrix @ matrix.T).to(case.dtype), np.eye(3), k=4 * matrix.size, scale=1)
+
+
 @claim("init.sparse.zeros")
 @pytest.mark.parametrize(("rows", "sparsity", "zeros"), [(10, 0.3, 3), (10, 0.31, 4), (7, 0.5, 4), (9, 0.0, 0)])
 def test_every_column_has_so_many_zeros(case, rows, sparsity, zeros):
@@ -636,6 +645,13 @@ def test_each_element_is_drawn_by_its_own_probability(case):
         assert set(drawn.unique().tolist()) == {0.0, 1.0}
         for row, share in zip(drawn, p[:, 0].tolist(), strict=True):
             case.binomial(row.sum(), 4001, share)
+
+
+@claim("init.rng.cauchy")
+@pytest.mark.parametrize("sigma", [-1.0, 0.0])
+def test_a_cauchy_scale_must_be_positive(case, sigma):
+    with case.raises(RuntimeError, "sigma"):
+        case.tensor(3).cauchy_(0.5, sigma)
 
 
 @claim("init.rng.upper-bound")
