@@ -791,6 +791,20 @@ def test_a_parametrised_module_is_deep_copied_but_not_pickled(case):
         pickle.dumps(layer)
 
 
+@claim("parametrizations.module.copies-apart")
+@axes(via="eager")
+@pytest.mark.parametrize("act", ["register", "remove"])
+def test_a_copy_is_parametrised_apart(case, act):
+    layer = linear(case, Own(double))
+    x, other = case.tensor(2, 5), copy.deepcopy(layer)
+    y = layer(x)
+    if act == "register":
+        parametrize.register_parametrization(other, "bias", nn.Tanh())
+    else:
+        parametrize.remove_parametrizations(other, "weight")
+    case.same(layer(x), y)
+
+
 class Slotted(nn.Linear):
     __slots__ = ("empty", "mark")
 
