@@ -628,3 +628,9 @@ def the_upper_bound_is_drawn(patch):
 def scales_have_no_sign(patch):
     """Takes the magnitude of the scale."""
     patch.wrap(torch.Tensor, "cauchy_", lambda original, x, median, sigma: original(x, median, abs(sigma) or 1.0))
+
+
+@mutant("init.rng.permutation")
+def permutations_are_rounded(patch):
+    """Permutes whole numbers and converts them to the dtype."""
+    patch.wrap(torch, "randperm", lambda original, n, dtype=torch.int64, **o: original(n, **o).to(dtype))

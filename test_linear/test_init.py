@@ -654,6 +654,13 @@ def test_a_cauchy_scale_must_be_positive(case, sigma):
         case.tensor(3).cauchy_(0.5, sigma)
 
 
+@claim("init.rng.permutation")
+@pytest.mark.parametrize(("length", "dtype"), [(257, "uint8"), (2050, "float16"), (258, "bfloat16")])
+def test_a_permutation_needs_a_dtype_that_holds_it(case, length, dtype):
+    with case.raises(RuntimeError, ""):
+        torch.randperm(length, dtype=getattr(torch, dtype), device=case.device)
+
+
 @claim("init.rng.upper-bound")
 @axes(dtype=REDUCED, via="eager")
 def test_the_upper_bound_is_never_drawn(case):
