@@ -1199,6 +1199,13 @@ def test_the_arcsine_of_large_numbers(case):
     case.close(found, np.full(64, np.arcsin(z)), k=4)  # a logarithm and an angle
 
 
+@claim("autograd.complex.large-sigmoid")
+@axes(dtype="complex64", via="eager")
+def test_the_sigmoid_far_left_of_zero(case):
+    x = torch.full_like(case.tensor(64), -200 + 1j)
+    case.close(torch.sigmoid(x), np.zeros(64), k=1, scale=1)
+
+
 @claim("autograd.gradient.summed-products-in-low-precision")
 @axes(dtype="bfloat16", via="eager")
 def test_a_sum_of_products_counts_every_one(case):
