@@ -220,6 +220,14 @@ def test_another_width_is_refused(case, shape):
         layer(case.tensor(*shape))
 
 
+@claim("linear.linear.bias-length")
+@axes(via="eager")
+def test_a_bias_is_as_long_as_the_outputs(case):
+    for length in (1, 3):
+        with case.raises(RuntimeError, "size|shape"):
+            F.linear(case.tensor(2, 3), case.tensor(4, 3), case.tensor(length))
+
+
 @claim("linear.linear.dtype-error")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
 def test_another_dtype_is_refused(case, dtype):
