@@ -761,6 +761,14 @@ def test_norms_count_every_element(case, order):
     case.close(torch.linalg.vector_norm(x, order), 4096 ** (1 / order), k=1)
 
 
+@claim("autograd.gradient.greatest-distance-of-nan")
+@axes(dtype="float32", via="eager")
+def test_the_distance_of_nan_is_nan(case):
+    x, y = case.tensor_of([[np.nan, 2.0]]), case.tensor_of([[1.0, 3.0]])
+    assert torch.cdist(x, y, p=1).isnan(), "the sum"
+    assert torch.cdist(x, y, p=np.inf).isnan(), "the greatest"
+
+
 @claim("autograd.gradient.norm-in-half-range")
 @axes(dtype="float16", via="eager")
 @pytest.mark.parametrize("order", [2, 3])
