@@ -380,6 +380,12 @@ def any_backoff_is_accepted(patch):
     patch.source(torch.amp.GradScaler.__init__, "if backoff_factor >= 1.0:", "if backoff_factor > 1.0:")
 
 
+@mutant("amp.autocast.to-float32")
+def float32_is_no_dtype_of_autocast(patch):
+    """Takes the default for a dtype that it does not cast to."""
+    patch.wrap(autocast, "__init__", lambda original, self, device, dtype: original(self, device))
+
+
 @mutant("amp.autocast.refusals")
 def unknown_dtypes_are_taken(patch):
     """Enters autocast with whatever dtype it is given."""

@@ -692,6 +692,15 @@ def test_defaults_of_tf32(case):
     assert out.split() == ["False", "True"]
 
 
+@claim("amp.autocast.to-float32")
+@pytest.mark.filterwarnings("ignore:.*autocast.*not supported")
+def test_autocast_to_float32_leaves_float32_as_it_is(case):
+    x = case.tensor(3, 3)
+    wanted = x @ x
+    with torch.autocast(case.device.type, dtype=torch.float32):
+        case.same(x @ x, wanted)
+
+
 @claim("amp.autocast.refusals")
 def test_autocast_says_what_it_does_not_take(case):
     for wrong, kind, words in ((torch.device("cpu"), ValueError, "type `str`"), ("nowhere", RuntimeError, "nowhere")):
