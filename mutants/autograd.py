@@ -2210,6 +2210,41 @@ def complex_numbers_are_squared(patch):
     patch.wrap(torch, "reciprocal", lambda original, z: z.conj() / squares(z) if z.is_complex() else original(z))
 
 
+@mutant("autograd.complex.magnitude-gradient", "autograd.complex.angle-gradient")
+def directions_are_divided_by_squares(patch):
+    """Differentiates the root of a sum of squares, and the quotient of the two parts."""
+    patch.wrap(Tensor, "abs", lambda original, z: (z.real * z.real + z.imag * z.imag).sqrt())
+    patch.wrap(Tensor, "angle", lambda original, z: torch.atan(z.imag / z.real))
+
+
+@mutant("autograd.complex.sigmoid-far")
+def the_sigmoid_is_a_quotient_of_exponentials(patch):
+    """Divides the exponential by itself plus one."""
+    patch.wrap(torch, "sigmoid", lambda original, z: z.exp() / (1 + z.exp()))
+
+
+@mutant("autograd.gradient.complex-exponent")
+def logarithms_are_of_the_magnitude(patch):
+    """Takes the logarithm of a negative base for that of its magnitude."""
+    patch.wrap(
+        torch,
+        "pow",
+        lambda original, base, z: original(base, z.detach()) * torch.exp((z - z.detach()) * base.abs().log()),
+    )
+
+
+@mutant("autograd.reduction.mean-in-half-range")
+def means_divide_a_rounded_sum(patch):
+    """Adds up in the dtype of the terms before it divides."""
+    patch.wrap(Tensor, "mean", lambda original, x, dim: x.sum(dim) / x.shape[dim])
+
+
+@mutant("autograd.functional.complex-jacobian")
+def complex_rows_are_derivatives(patch):
+    """Gives the derivatives where gradients, their conjugates, are due."""
+    patch.wrap(functional, "jacobian", lambda original, f, x, **k: original(f, x, **k).conj())
+
+
 @mutant("autograd.gradient.enlarged-bytes")
 def bytes_are_resized_without_weights(patch):
     """Takes the nearest element of an image of bytes."""

@@ -53,6 +53,14 @@ def test_jacobian_of_tuples_is_a_tuple_of_tuples(case, vectorize):
             case.close(block, values, k=5)  # a power within two eps, two products
 
 
+@claim("autograd.functional.complex-jacobian")
+@axes(dtype="complex128", via="eager")
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_a_complex_jacobian_has_gradients_for_rows(case, vectorize):
+    found = functional.jacobian(lambda x: (2 + 1j) * x, case.tensor(3), vectorize=vectorize)
+    case.close(found, (2 - 1j) * np.eye(3), k=1)  # a product with one
+
+
 @claim("autograd.functional.jacobian-of-nothing")
 @axes(**EAGER)
 @pytest.mark.parametrize("inputs", [0, 3])
@@ -475,6 +483,16 @@ def test_the_tangent_of_a_complex_power_is_complex(case, name):
     with forward_ad.dual_level():
         found = forward_ad.unpack_dual(function(forward_ad.make_dual(t, torch.ones_like(t)))).tangent
     case.close(found, np.array([law]), k=16)  # a power, a logarithm and a product, of some ten steps
+
+
+@claim("autograd.gradient.complex-exponent")
+@axes(dtype="complex128", via="eager")
+def test_the_gradient_in_the_complex_exponent_of_a_negative_number(case):
+    z = torch.full_like(case.tensor(1), 0.5 + 1j).requires_grad_()
+    y = torch.pow(torch.full_like(z.detach().real, -2.0), z)
+    y.backward(torch.ones_like(y))
+    law = np.conj(np.power(-2 + 0j, 0.5 + 1j) * np.log(-2 + 0j))
+    case.close(z.grad, np.array([law]), k=16)  # a power, a logarithm and a product, of some ten steps
 
 
 @claim("autograd.forward.unit-triangle")

@@ -302,6 +302,14 @@ def test_sum_and_mean_count_every_one_in_low_precision(case, dim):
     case.same(torch.mean(x, dim), torch.ones_like(x.select(dim, 0)))
 
 
+@claim("autograd.reduction.mean-in-half-range")
+@axes(dtype="float16")
+def test_a_mean_of_half_precision_is_in_range_where_its_terms_are(case):
+    x = torch.full_like(case.tensor(512, 3), 256.0)  # a column sums up to 2^17
+    case.same(x.mean(0), torch.full_like(x[0], 256.0))
+    case.same(F.l1_loss(x, torch.zeros_like(x)), torch.full_like(x[0, 0], 256.0))
+
+
 @claim("autograd.reduction.variance")
 @axes(dtype=PRECISE, layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("correction", [0, 1, 2])
@@ -1181,6 +1189,32 @@ def test_the_magnitude_of_numbers_whose_squares_are_beyond_the_range(case, power
     x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**power)
     case.close(x.abs() * 2.0**-power, np.full(64, 5.0), k=4)
     case.close(x.sgn(), np.full(64, 0.6 + 0.8j), k=8)
+
+
+@claim("autograd.complex.magnitude-gradient")
+@axes(dtype="complex64", via="eager")
+@pytest.mark.parametrize("power", [-80, 80])
+def test_the_gradient_of_a_magnitude_whose_square_is_beyond_the_range(case, power):
+    x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**power).requires_grad_()
+    x.abs().sum().backward()
+    case.close(x.grad, np.full(64, 0.6 + 0.8j), k=8)  # a magnitude of some rounded steps, and a quotient
+
+
+@claim("autograd.complex.angle-gradient")
+@axes(dtype="complex64", via="eager")
+@pytest.mark.parametrize("power", [-80, 80])
+def test_the_gradient_of_an_angle_whose_magnitude_has_a_square_beyond_the_range(case, power):
+    x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**power).requires_grad_()
+    x.angle().sum().backward()
+    case.close(x.grad * 2.0**power, np.full(64, -0.16 + 0.12j), k=8)  # a magnitude of some rounded steps, two quotients
+
+
+@claim("autograd.complex.sigmoid-far")
+@axes(dtype="complex64", via="eager")
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_sigmoid_of_a_far_complex_number(case, sign):
+    x = torch.full_like(case.tensor(64), sign * 100 + 1j)
+    case.close(torch.sigmoid(x), np.full(64, (1 + sign) / 2), k=4, scale=1.0)  # an exponential, a sum and a quotient
 
 
 @claim("autograd.complex.reciprocal-in-range")
