@@ -1523,6 +1523,12 @@ def only_negative_rates_are_refused(patch):
     patch.source(rprop.Rprop.__init__, "not 0.0 <= lr", "lr < 0.0")
 
 
+@mutant("optim.errors.not-a-number-either")
+def only_negative_momenta_are_refused(patch):
+    """Asks whether the momentum is below zero, which what is not a number never is."""
+    patch.source(torch.optim.RMSprop.__init__, "not 0.0 <= momentum", "momentum < 0.0")
+
+
 @mutant("optim.step.keeps-its-name")
 def decorated_step_has_no_name(patch):
     """Decorates step and leaves its name and words behind."""

@@ -227,6 +227,15 @@ def test_a_rate_that_is_no_number_is_refused(case, name):
         build(case, name, parameters_of(case, [(3,)]), "fixed", lr=float("nan"))
 
 
+@claim("optim.errors.not-a-number-either")
+@pytest.mark.parametrize(
+    ("name", "option"), [("SGD", "momentum"), ("SGD", "weight_decay"), ("RMSprop", "momentum"), ("ASGD", "lambd")]
+)
+def test_another_option_that_is_no_number_is_refused(case, name, option):
+    with case.raises(ValueError, "Invalid"):
+        build(case, name, parameters_of(case, [(3,)]), "fixed", lr=0.1, **{option: float("nan")})
+
+
 @claim("optim.zero.sparse")
 def test_sparse_gradients_are_zeroed_and_stay_sparse(case):
     for path in ("loop", "foreach"):
