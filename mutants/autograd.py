@@ -2217,6 +2217,19 @@ def directions_are_divided_by_squares(patch):
     patch.wrap(Tensor, "angle", lambda original, z: torch.atan(z.imag / z.real))
 
 
+@mutant("autograd.complex.arcs-far")
+def arcs_are_logarithms(patch):
+    """Takes the formulas by their letters, squares included."""
+    patch.wrap(torch, "asin", lambda original, z: -1j * (1j * z + (1 - z * z).sqrt()).log())
+    patch.wrap(torch, "atan", lambda original, z: 0.5j * ((1 - 1j * z) / (1 + 1j * z)).log())
+
+
+@mutant("autograd.complex.quotient-in-range")
+def quotients_are_divided_by_squares(patch):
+    """Multiplies by the conjugate of the divisor and divides by its square."""
+    patch.wrap(Tensor, "__truediv__", lambda original, z, w: original(z * w.conj(), (w * w.conj()).real))
+
+
 @mutant("autograd.complex.sigmoid-far")
 def the_sigmoid_is_a_quotient_of_exponentials(patch):
     """Divides the exponential by itself plus one."""

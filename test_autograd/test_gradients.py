@@ -1209,6 +1209,23 @@ def test_the_gradient_of_an_angle_whose_magnitude_has_a_square_beyond_the_range(
     case.close(x.grad * 2.0**power, np.full(64, -0.16 + 0.12j), k=8)  # a magnitude of some rounded steps, two quotients
 
 
+@claim("autograd.complex.arcs-far")
+@axes(dtype="complex64", via="eager")
+@pytest.mark.parametrize("name", ["asin", "atan"])
+def test_the_arcs_of_a_great_complex_number(case, name):
+    law = {"asin": np.arcsin, "atan": np.arctan}[name]((3 + 4j) * 2.0**70)
+    x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**70)
+    case.close(getattr(torch, name)(x), np.full(64, law), k=8)  # a magnitude, a logarithm and an angle
+
+
+@claim("autograd.complex.quotient-in-range")
+@axes(dtype="complex64", via="eager")
+@pytest.mark.parametrize("power", [-80, 80])
+def test_the_quotient_of_numbers_whose_squares_are_beyond_the_range(case, power):
+    x = torch.full_like(case.tensor(64), (3 + 4j) * 2.0**power)
+    case.close(x / x.conj(), np.full(64, -0.28 + 0.96j), k=8)  # two ratios of parts, two products, sums and quotients
+
+
 @claim("autograd.complex.sigmoid-far")
 @axes(dtype="complex64", via="eager")
 @pytest.mark.parametrize("sign", [-1, 1])
