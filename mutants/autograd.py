@@ -2278,12 +2278,6 @@ def truth_is_that_of_the_real_part(patch):
     patch.wrap(Tensor, "bool", lambda original, z: original(z.real if z.is_complex() else z))
 
 
-@mutant("autograd.complex.large-arcsine")
-def arcsines_cancel(patch):
-    """Takes the logarithm of a sum whose parts cancel."""
-    patch.wrap(torch, "asin", lambda original, z: -1j * (1j * z + (1 - z * z).sqrt()).log())
-
-
 @mutant("autograd.gradient.repeated-in-low-precision")
 def repeating_adds_up_in_low_precision(patch):
     """Adds up gradients in the dtype of the input."""

@@ -1250,21 +1250,6 @@ def test_an_imaginary_number_is_true(case):
     assert x.any(), "any"
 
 
-@claim("autograd.complex.large-arcsine")
-@axes(dtype="complex64", via="eager")
-def test_the_arcsine_of_large_numbers(case):
-    z = (3 + 4j) * 2.0**30
-    found = torch.asin(torch.full_like(case.tensor(64), z))
-    case.close(found, np.full(64, np.arcsin(z)), k=4)  # a logarithm and an angle
-
-
-@claim("autograd.complex.large-sigmoid")
-@axes(dtype="complex64", via="eager")
-def test_the_sigmoid_far_left_of_zero(case):
-    x = torch.full_like(case.tensor(64), -200 + 1j)
-    case.close(torch.sigmoid(x), np.zeros(64), k=1, scale=1)
-
-
 @claim("autograd.gradient.summed-products-in-low-precision")
 @axes(dtype="bfloat16", via="eager")
 def test_a_sum_of_products_counts_every_one(case):

@@ -657,7 +657,7 @@ def test_a_cauchy_scale_must_be_positive(case, sigma):
 @claim("init.rng.permutation")
 @pytest.mark.parametrize(("length", "dtype"), [(257, "uint8"), (2050, "float16"), (258, "bfloat16")])
 def test_a_permutation_needs_a_dtype_that_holds_it(case, length, dtype):
-    with case.raises(RuntimeError, ""):
+    with case.raises(RuntimeError, "cannot be (converted|greater)"):
         torch.randperm(length, dtype=getattr(torch, dtype), device=case.device)
 
 
