@@ -11,6 +11,7 @@ from test_norms.freezing import frozen, the_others_keep_theirs
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 SHAPES = [
     ((3, 6), 1),
@@ -149,6 +150,17 @@ def test_what_needs_no_gradient_gets_none(case, frozen):
     layer, g = case.module(nn.GroupNorm, 2, 6, eps=0.1), case.tensor(3, 6, 5)
     x = case.tensor(3, 6, 5, requires_grad=True)
     the_others_keep_theirs(layer, x, g, frozen)
+
+
+@claim("norms.groupnorm.first-layer-channels-last")
+@axes(layout="channels_last", via="eager")
+def test_the_first_layer_trains_in_channels_last(case):
+    layer, x, g = case.module(nn.GroupNorm, 2, 6, eps=0.1), case.tensor(3, 6, 5, 2), case.tensor(3, 6, 5, 2)
+    with switched("threads", 1):  # of several, a fork has none but its own
+        found = case.survived(lambda: torch.autograd.grad(layer(x), (layer.weight, layer.bias), g))
+    wanted = torch.autograd.grad(layer(x.requires_grad_()), (layer.weight, layer.bias), g)
+    for gradient, beside in zip(found, wanted, strict=True):
+        case.same(gradient, beside)
 
 
 @claim("norms.groupnorm.double-backward")
