@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mutants._gradient import once, scaled
+from mutants._gradient import Altered, once, scaled
 from torch_conformance.mutation import NotApplicable, mutant
 
 CrossMap = nn.modules._functions.CrossMapLRN2d
@@ -667,6 +667,27 @@ def group_norm_backward_needs_a_gradient_of_the_weight(patch):
         return original(x, groups, weight, bias.detach() if frozen else bias, eps)
 
     group_norm(patch, change)
+
+
+@mutant("norms.common.expanded-gradient")
+def group_norm_takes_a_sum_for_an_average(patch):
+    """Divides by the number of samples where all gradients are the same number in memory."""
+
+    def change(original, x, *rest):
+        return Altered.apply(original(x, *rest), lambda g: g / len(g) if 0 in g.stride() else g)
+
+    group_norm(patch, change)
+
+
+@mutant("norms.common.weight-with-strides")
+def layer_norm_reads_its_weight_in_a_row(patch):
+    """Reads the weight as it lies in memory, one value after the other."""
+
+    def change(original, x, shape, weight, bias, eps):
+        weight = None if weight is None else weight.as_strided(weight.shape, torch.empty(weight.shape).stride())
+        return original(x, shape, weight, bias, eps)
+
+    layer_norm(patch, change)
 
 
 @mutant("norms.common.forward-mode", "norms.common.backward-through-forward-mode")

@@ -22,10 +22,19 @@ LAYERS = {
 }
 
 
-def make(case, name):
+IMAGES = {
+    "LayerNorm": lambda: nn.LayerNorm((6, 5, 2)),
+    "GroupNorm": lambda: nn.GroupNorm(2, 6),
+    "InstanceNorm2d": lambda: nn.InstanceNorm2d(6, affine=True),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(6),
+    "RMSNorm": lambda: nn.RMSNorm((6, 5, 2)),
+}
+
+
+def make(case, name, layers=LAYERS):
     if not hasattr(nn, name):
         raise case.unsupported(f"this torch has no {name}")
-    return case.module(LAYERS[name])
+    return case.module(layers[name])
 
 
 @claim("norms.common.samples-apart")
@@ -90,6 +99,30 @@ def test_long_sums_of_gradients_are_held_in_float32(case, cls):
     layer(x).backward(g)
     every = (0,) if cls is nn.LayerNorm else (0, 2)
     case.close(layer.bias.grad, array(g).sum(every), k=reference.roundings(LONG, eps(case.dtype)))
+
+
+@claim("norms.common.expanded-gradient")
+@axes(via="eager", layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_gradient_of_a_sum_is_that_of_ones(case, name, training):
+    layer, x = make(case, name, IMAGES).train(training), case.tensor(3, 6, 5, 2, requires_grad=True)
+    leaves = (x, *layer.parameters())
+    found = torch.autograd.grad(layer(x).sum(), leaves)
+    for gradient, wanted in zip(found, torch.autograd.grad(layer(x), leaves, torch.ones_like(x)), strict=True):
+        case.close(gradient, array(wanted), k=60, scale=60)  # sums of at most as many terms, in another order
+
+
+@claim("norms.common.weight-with-strides")
+@axes(via="eager", layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", IMAGES)
+def test_weight_and_bias_are_read_where_they_lie(case, name, training):
+    layer, x = make(case, name, IMAGES).train(training), case.tensor(3, 6, 5, 2)
+    wanted = layer(x)
+    for parameter in layer.parameters():
+        parameter.data = torch.stack([parameter.data, -parameter.data], -1)[..., 0]
+    case.close(layer(x), array(wanted), k=4, scale=4 + abs(array(wanted)))  # other kernels
 
 
 @claim("norms.normalize.formula")
