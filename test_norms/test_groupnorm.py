@@ -97,7 +97,7 @@ def test_default_eps_is_1e_5(case, form):
 
 @claim("norms.groupnorm.large-offset")
 @axes(dtype=PRECISE)
-@pytest.mark.parametrize("shape", [(2, 6, 17), (2, 6, 5, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 6, 17), (2, 6, 5, 7), (2, 6, 401)], ids=str)
 def test_a_large_mean_costs_no_more_than_its_conditioning(case, shape):
     layer, x = case.module(nn.GroupNorm, 2, 6, eps=1e-3), case.tensor(*shape, loc=1000)
     judge(case, layer(x), x, layer)
