@@ -911,6 +911,39 @@ def log_softmax_forgets_the_sum(patch):
     patch.kernel("_log_softmax_backward_data", lambda g, y, dim, dtype: g - y.exp() * g)
 
 
+@mutant("autograd.gradient.log-softmax-counts-every-class")
+def log_softmax_sums_its_gradients_in_low_precision(patch):
+    """Adds up the gradients in the dtype of the output, in which the sum of ones stops growing."""
+
+    def backward(g, y, dim, dtype):
+        most = 2 / torch.finfo(y.dtype).eps
+        return g - y.exp() * g.sum(dim, keepdim=True).clamp(-most, most)
+
+    patch.kernel("_log_softmax_backward_data", backward)
+
+
+@mutant("autograd.gradient.softplus-threshold")
+def softplus_compares_x_with_its_threshold(patch):
+    """Compares x with the threshold, as is right for beta 1 alone."""
+    patch.wrap(F, "softplus", lambda original, x, beta=1.0, threshold=20.0: original(x, beta, threshold * beta))
+
+
+@mutant("autograd.reduction.mean-in-half-range")
+def mean_rounds_its_sum(patch):
+    """Divides a sum that has been rounded to the dtype of the input."""
+    patch.wrap(torch, "mean", lambda original, x, dim: x.sum(dim) / x.shape[dim])
+
+
+@mutant("autograd.reduction.variance-large-offset")
+def variance_subtracts_squares(patch):
+    """Takes the variance for the difference of mean square and squared mean, off by one part in ten thousand."""
+
+    def var(original, x, dim):
+        return (x.square().mean(dim) * (1 + 1e-4) - x.mean(dim).square()) * x.shape[dim] / (x.shape[dim] - 1)
+
+    patch.wrap(torch, "var", var)
+
+
 @mutant("autograd.gradient.softmax-of-spread-output")
 def softmax_reads_its_output_in_a_row(patch):
     """Reads the saved output as it lies in memory, one value after the other."""
@@ -1829,6 +1862,16 @@ def ctc_reads_one_step_at_least(patch):
 
     def loss(original, log_probs, targets, input_lengths, *rest, **options):
         return original(log_probs, targets, input_lengths.clamp(min=2), *rest, **options)
+
+    patch.wrap(F, "ctc_loss", loss)
+
+
+@mutant("autograd.loss.ctc-zero-infinity")
+def ctc_keeps_its_infinity(patch):
+    """Forgets that infinite losses are to be zero."""
+
+    def loss(original, *args, zero_infinity=False, **options):
+        return original(*args, **options)
 
     patch.wrap(F, "ctc_loss", loss)
 

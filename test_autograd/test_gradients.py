@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from specs.reference import autograd as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
-from torch_conformance.checks import array
+from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
 
 SHAPES = [(1,), (9, 131)]  # below and beyond a vector register, with an odd tail
@@ -62,6 +62,38 @@ def test_elementary_functions_have_their_analytic_derivative(case, name):
         slope = reference.FUNCTIONS[name][1](array(x))
         # Vectorised functions are good to one eps; at most four of them and four products or sums follow each other.
         case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
+
+
+IN_PLACE = {
+    "elu": lambda x: F.elu(x, ALPHA, inplace=True),
+    "leaky_relu": lambda x: F.leaky_relu(x, SLOPE, inplace=True),
+    "exp": torch.exp_,
+    "sigmoid": torch.sigmoid_,
+    "silu": lambda x: F.silu(x, inplace=True),
+    "tanh": torch.tanh_,
+}
+
+
+@claim("autograd.gradient.elementary-functions")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place_they_have_the_same_derivative(case, name):
+    x, g = case.tensor(9, 13, requires_grad=True), case.tensor(9, 13)
+    IN_PLACE[name](x * 1).backward(g)
+    slope = reference.FUNCTIONS[name][1](array(x))
+    case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))  # as above
+
+
+@claim("autograd.gradient.softplus-threshold")
+@axes(dtype=FLOATING)
+def test_softplus_compares_beta_x_with_its_threshold(case):
+    x = case.tensor_of([2.0, 1.0], requires_grad=True)
+    y = case.function(F.softplus)(x, 2.0, 3.0)
+    y.sum().backward()
+    case.same(y[:1], x[:1])
+    case.same(x.grad[:1], torch.ones_like(x[:1]))
+    case.close(y[1:], np.log1p(np.exp([2.0])) / 2, k=8)
+    case.close(x.grad[1:], 1 / (1 + np.exp([-2.0])), k=8)
 
 
 FAR = {"logsigmoid": 1.0, "softplus": 1.0, "silu": 1.0, "gelu": 1.0, "tanh": 0.0, "sigmoid": 0.0}
@@ -267,7 +299,7 @@ def test_joining_images_keeps_their_channels_apart(case):
     ("shape", "copy"),
     [
         ((67, 71), lambda x: x.t().contiguous().t()),
-        ((2, 5, 3, 4), lambda x: x.contiguous(memory_format=torch.channels_last)),
+        ((2, 19, 3, 4), lambda x: x.contiguous(memory_format=torch.channels_last)),
         ((2, 5, 3, 4), lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).contiguous()),
         ((2, 5, 3, 2, 4), lambda x: x.clone(memory_format=torch.channels_last_3d)),
         ((259, 131), lambda x: x.double()),
@@ -310,6 +342,12 @@ def test_a_mean_of_half_precision_is_in_range_where_its_terms_are(case):
     case.same(F.l1_loss(x, torch.zeros_like(x)), torch.full_like(x[0, 0], 256.0))
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_mean_is_in_range_where_the_sum_is_not(case, dim):
+    x = case.tensor_of(np.full((2048, 3) if dim == 0 else (3, 2048), 64.0))
+    case.same(torch.mean(x, dim), torch.full_like(x.select(dim, 0), 64))
+
+
 @claim("autograd.reduction.variance")
 @axes(dtype=PRECISE, layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("correction", [0, 1, 2])
@@ -320,6 +358,17 @@ def test_variance_divides_by_the_number_less_the_correction(case, dim, correctio
     k = x.numel() / wanted.size + 5  # two sums, a square, a quotient and a root
     case.close(torch.var(x, dim, correction=correction), wanted, k=k, scale=(array(x) ** 2).max())
     case.close(torch.std(x, dim, correction=correction), wanted**0.5, k=k, scale=(array(x) ** 2).max())
+
+
+@claim("autograd.reduction.variance-large-offset")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_large_mean_costs_the_variance_its_own_rounding(case, dim):
+    x = case.tensor(67, 67, loc=1000)
+    mean, wanted = abs(array(x).mean(dim)), array(x).var(dim, ddof=1)
+    # the mean is off by an eps for each term at most, which twice the deviation multiplies, and by its own square
+    error = 67 * eps(case.dtype) * mean
+    case.close(torch.var(x, dim), wanted, k=1, scale=67 * wanted + (2 * wanted**0.5 + error) * error / eps(case.dtype))
 
 
 @claim("autograd.gradient.views")
@@ -584,6 +633,16 @@ def test_a_real_input_gets_a_real_gradient(case):
     (x * z).backward(z)
     assert x.grad.dtype == torch.float32
     case.close(x.grad, abs(array(z)) ** 2, k=2)  # two squares and a sum
+
+
+@claim("autograd.gradient.log-softmax-counts-every-class")
+@axes(dtype=REDUCED, via="eager")
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_gradient_of_log_softmax_counts_every_class(case, dim):
+    n = int(4 / torch.finfo(case.dtype).eps)  # a sum of ones would stop at half of that
+    x = case.tensor_of(np.zeros((n, 2) if dim == 0 else (2, n)), requires_grad=True)
+    torch.log_softmax(x, dim).sum().backward()
+    case.close(x.grad, np.zeros(x.shape), k=8, scale=2.0)  # one less the sum of gradients times the softmax, 1 / n
 
 
 def spread(saved):

@@ -85,6 +85,15 @@ def test_the_reduction_divides_value_and_gradient(case, name, reduction):
     case.close(x.grad, slope / divisor, k=8 + 2, scale=slope_scale / divisor)  # the quotient, by a rounded inverse
 
 
+@claim("autograd.loss.reductions")
+@pytest.mark.parametrize("name", ["mse", "smooth_l1", "huber"])
+def test_the_mean_of_many_elements_divides_by_all(case, name):
+    x = torch.full_like(case.tensor(33_000), DELTA / 2).requires_grad_()
+    case.function(CALLS[name])(x, torch.zeros_like(x), reduction="mean").backward()
+    slope = reference.LOSSES[name][1](array(x), 0 * array(x))
+    case.close(x.grad, slope / 33_000, k=10)
+
+
 @claim("autograd.loss.modules")
 @pytest.mark.filterwarnings("ignore:reduction. .mean")
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -161,16 +170,16 @@ def classes(case, n=6):
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_cross_entropy_is_weighted_by_class(case, reduction):
-    x, target, size = classes(case)
+    x, target, size = classes(case, 19)
     weight = case.tensor_of(case.rng.uniform(0.3, 2, 5))
     losses, weights = reference.cross_entropy(array(x), array(target), array(weight))
     divisor = weights.sum() if reduction == "mean" else 1.0
     loss = F.cross_entropy(x, target, weight=weight, reduction=reduction)
     loss.sum().backward()
     value, terms = (part if reduction == "none" else part.sum() / divisor for part in (losses, losses + weights))
-    case.close(loss, value, k=5 + 6 + 6, scale=terms)  # sums over classes, samples and their weights
+    case.close(loss, value, k=5 + 19 + 6, scale=terms)  # sums over classes, samples and their weights
     gradient = reference.cross_entropy_gradient(array(x), array(target), array(weight)) / divisor
-    case.close(x.grad, gradient, k=5 + 6 + 4, scale=size * (weights / divisor)[:, None])  # and four steps more
+    case.close(x.grad, gradient, k=5 + 19 + 4, scale=size * (weights / divisor)[:, None])  # and four steps more
 
 
 @claim("autograd.loss.cross-entropy")
@@ -448,6 +457,18 @@ def whole(case, *values):
 def test_nothing_cannot_be_aligned_with_something(case):
     loss = F.ctc_loss(even_odds(case, 4, 3), whole(case, 1, 2)[None], whole(case, 0), whole(case, 2), reduction="none")
     assert loss.item() == np.inf, f"a loss of {loss.item():.3f}"
+
+
+@claim("autograd.loss.ctc-zero-infinity")
+@axes(via="eager")
+def test_an_infinite_loss_counts_for_nothing_when_asked(case):
+    x = even_odds(case, 2, 3).repeat(1, 2, 1).requires_grad_()
+    targets, lengths = whole(case, 1, 1, 1, 1, 1, 1).view(2, 3), (whole(case, 2, 2), whole(case, 3, 1))  # 3 in 2 steps
+    losses = F.ctc_loss(x, targets, *lengths, reduction="none", zero_infinity=True)
+    losses.sum().backward()
+    case.close(losses, np.array([0.0, np.log(3)]), k=16, scale=np.log(9))  # 3 paths of 9
+    assert (x.grad[:, 0] == 0).all()
+    assert (x.grad[:, 1] != 0).any()
 
 
 @claim("autograd.loss.ctc-blank-is-no-target")
