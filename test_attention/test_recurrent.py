@@ -115,6 +115,12 @@ def test_lstm_follows_its_formula_for_many_steps(case):
     follows(case, nn.LSTM, 67, 2)
 
 
+@claim("recurrent.lstm.formula")
+@axes(dtype=PRECISE)
+def test_lstm_follows_its_formula_for_many_samples(case):
+    follows(case, nn.LSTM, 2, 37)
+
+
 @claim("recurrent.lstm.gate-order")
 @pytest.mark.parametrize(("gate", "hidden", "cell"), [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 0)])
 def test_lstm_gate_rows(case, gate, hidden, cell):

@@ -120,6 +120,14 @@ def test_no_two_elements_are_the_same_draw(case, name):
         assert values.abs().unique().numel() == values.numel()  # by chance: once in 1e10
 
 
+@claim("init.functions.independent")
+@axes(dtype="float64")
+@pytest.mark.parametrize("name", ["uniform_", "normal_"])
+def test_no_half_of_many_draws_repeats_the_other(case, name):
+    first, second = fill(name, case.tensor(2, 20_001))  # more than a thread takes at once
+    assert (first != second).all()  # by chance: once in 1e11
+
+
 @claim("init.functions.defaults")
 def test_defaults_of_uniform_and_normal(case):
     x = init.uniform_(case.tensor(997))
@@ -319,7 +327,7 @@ def test_unknown_gains_are_refused(case, name, slope):
 
 @claim("init.orthogonal.rows-or-columns")
 @axes(dtype=PRECISE)
-@pytest.mark.parametrize("shape", [(5, 5), (3, 7), (7, 3), (4, 3, 2), (9, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 5), (3, 7), (7, 3), (4, 3, 2), (9, 2, 2), (67, 3)], ids=str)
 def test_rows_or_columns_are_orthogonal_and_as_long_as_gain(case, shape):
     matrix = init.orthogonal_(case.tensor(*shape), gain=1.7).flatten(1)
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()

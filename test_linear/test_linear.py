@@ -150,7 +150,7 @@ def test_gradients(case, inputs, outputs, bias):
 
 @claim("linear.linear.gradients")
 @axes(dtype=PRECISE, layout=("contiguous", "transposed"))
-@pytest.mark.parametrize("leading", [(), (2, 3), (2, 2, 1, 3)], ids=str)
+@pytest.mark.parametrize("leading", [(), (2, 3), (2, 2, 1, 3), (131,)], ids=str)
 def test_gradients_sum_over_all_leading_dimensions(case, leading):
     layer = case.module(nn.Linear, 7, 3)
     x, g = case.tensor(*leading, 7, requires_grad=True), case.tensor(*leading, 3)

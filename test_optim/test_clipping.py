@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parameters_to_vect
 
 from specs.reference import clipping as reference
 from test_optim.stepping import give_gradients, parameters_of
-from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -63,6 +63,18 @@ def test_the_norm_reaches_the_end_of_a_long_gradient(case, foreach, p, norm):
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad[-1] = last
     case.close(clip(case, clip_grad_norm_, parameters, 9.0, norm_type=p, foreach=foreach), norm, k=2)
+
+
+@claim("clipping.norm.law")
+@axes(dtype=REDUCED)
+@foreach
+def test_the_norm_counts_every_one_of_many_in_low_precision(case, foreach):
+    parameters = parameters_of(case, [(4096,)] * 16 + [(1,)])
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    case.close(clip(case, clip_grad_norm_, parameters, 64.0, foreach=foreach), 256.0, k=2)
+    for parameter in parameters:
+        case.close(parameter.grad, np.full(parameter.shape, 0.25), k=3)
 
 
 @claim("clipping.norm.counts-nonzeros")

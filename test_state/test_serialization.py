@@ -60,7 +60,7 @@ def test_tensors_come_back_bit_by_bit(case):
 
 @claim("state.file.round-trip")
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "bool"])
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5, 3), (70_001,)], ids=str)
 def test_whole_numbers_and_odd_shapes_come_back(case, dtype, shape):
     x = case.tensor_of(case.rng.integers(-128, 127, shape), dtype=getattr(torch, dtype))
     case.same(through_a_file(x), x)
