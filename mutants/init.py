@@ -614,6 +614,12 @@ def certainty_sometimes_misses(patch):
     patch.wrap(torch.Tensor, "bernoulli_", filled)
 
 
+@mutant("init.rng.generator-of-each-draw")
+def bernoulli_draws_from_the_global_generator(patch):
+    """Drops the generator on the way to the kernel."""
+    patch.wrap(torch.Tensor, "bernoulli_", lambda original, x, *p, generator=None: original(x, *p))
+
+
 @mutant("init.rng.upper-bound")
 def the_upper_bound_is_drawn(patch):
     """Rounds what is drawn to the nearest number, which may be the bound."""

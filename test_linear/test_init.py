@@ -669,6 +669,32 @@ def test_a_permutation_needs_a_dtype_that_holds_it(case, length, dtype):
         torch.randperm(length, dtype=getattr(torch, dtype), device=case.device)
 
 
+DRAWS = ["uniform", "normal", "log_normal", "exponential", "cauchy", "random"]
+GENERATED = {
+    **{f"{name}_": lambda g, name=name: getattr(torch.empty(99), f"{name}_")(generator=g) for name in DRAWS},
+    "bernoulli_": lambda g: torch.empty(99).bernoulli_(0.3, generator=g),
+    "geometric_": lambda g: torch.empty(99).geometric_(0.3, generator=g),
+    "bernoulli": lambda g: torch.bernoulli(torch.full((99,), 0.3), generator=g),
+    "multinomial": lambda g: torch.multinomial(torch.ones(99), 50, generator=g),
+    "normal": lambda g: torch.normal(torch.zeros(99), 1.0, generator=g),
+    "poisson": lambda g: torch.poisson(torch.full((99,), 9.0), generator=g),
+    "rand": lambda g: torch.rand(99, generator=g),
+    "randint": lambda g: torch.randint(99, (99,), generator=g),
+    "randn": lambda g: torch.randn(99, generator=g),
+    "randperm": lambda g: torch.randperm(99, generator=g),
+}
+
+
+@claim("init.rng.generator-of-each-draw")
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_draw_is_of_the_generator_handed_over(case, name):
+    with case.unchanged():
+        first, again = (GENERATED[name](torch.Generator().manual_seed(case.seed)) for _ in range(2))
+        other = GENERATED[name](torch.Generator().manual_seed(case.seed + 1))
+    case.same(first, again)
+    assert not torch.equal(first, other)
+
+
 @claim("init.rng.upper-bound")
 @axes(dtype=REDUCED, via="eager")
 def test_the_upper_bound_is_never_drawn(case):
