@@ -928,6 +928,12 @@ def softplus_compares_x_with_its_threshold(patch):
     patch.wrap(F, "softplus", lambda original, x, beta=1.0, threshold=20.0: original(x, beta, threshold * beta))
 
 
+@mutant("autograd.reduction.extremes-of-nan")
+def extremes_leave_nan_out(patch):
+    """Compares with >, which is false beside NaN."""
+    patch.wrap(torch, "amax", lambda original, x, *dim: original(x.nan_to_num(nan=-torch.inf), *dim))
+
+
 @mutant("autograd.reduction.mean-in-half-range")
 def mean_rounds_its_sum(patch):
     """Divides a sum that has been rounded to the dtype of the input."""

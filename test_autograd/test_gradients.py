@@ -334,6 +334,23 @@ def test_sum_and_mean_count_every_one_in_low_precision(case, dim):
     case.same(torch.mean(x, dim), torch.ones_like(x.select(dim, 0)))
 
 
+@claim("autograd.reduction.extremes-of-nan")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("name", ["max", "min", "amax", "amin", "maximum", "minimum"])
+def test_extremes_do_not_swallow_nan(case, name):
+    for place in (0, 17, 18):  # the first, and two after the last whole vector
+        x = case.tensor(19)
+        x[place] = torch.nan
+        if name in ("maximum", "minimum"):
+            y = torch.zeros_like(x)
+            assert getattr(torch, name)(x, y)[place].isnan()
+            assert getattr(torch, name)(y, x)[place].isnan()
+        else:
+            assert getattr(torch, name)(x).isnan()
+            along = getattr(torch, name)(x.expand(2, 19), 1)
+            assert (along if name.startswith("a") else along.values).isnan().all()
+
+
 @claim("autograd.reduction.mean-in-half-range")
 @axes(dtype="float16")
 def test_a_mean_of_half_precision_is_in_range_where_its_terms_are(case):
