@@ -2295,12 +2295,6 @@ def logarithms_are_of_the_magnitude(patch):
     )
 
 
-@mutant("autograd.reduction.mean-in-half-range")
-def means_divide_a_rounded_sum(patch):
-    """Adds up in the dtype of the terms before it divides."""
-    patch.wrap(Tensor, "mean", lambda original, x, dim: x.sum(dim) / x.shape[dim])
-
-
 @mutant("autograd.functional.complex-jacobian")
 def complex_rows_are_derivatives(patch):
     """Gives the derivatives where gradients, their conjugates, are due."""

@@ -353,16 +353,11 @@ def test_extremes_do_not_swallow_nan(case, name):
 
 @claim("autograd.reduction.mean-in-half-range")
 @axes(dtype="float16")
-def test_a_mean_of_half_precision_is_in_range_where_its_terms_are(case):
-    x = torch.full_like(case.tensor(512, 3), 256.0)  # a column sums up to 2^17
-    case.same(x.mean(0), torch.full_like(x[0], 256.0))
-    case.same(F.l1_loss(x, torch.zeros_like(x)), torch.full_like(x[0, 0], 256.0))
-
-
 @pytest.mark.parametrize("dim", [0, 1])
 def test_a_mean_is_in_range_where_the_sum_is_not(case, dim):
     x = case.tensor_of(np.full((2048, 3) if dim == 0 else (3, 2048), 64.0))
     case.same(torch.mean(x, dim), torch.full_like(x.select(dim, 0), 64))
+    case.same(F.l1_loss(x, torch.zeros_like(x)), torch.full_like(x[0, 0], 64))
 
 
 @claim("autograd.reduction.variance")
