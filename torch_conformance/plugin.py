@@ -6,6 +6,7 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
+import atexit
 import gc
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure() -> None:
-    gc.freeze()  # what is left ends with the process; pytest and the interpreter would look through all of it thrice
+    gc.freeze()  # pytest would look through all that is left, more than once
+    atexit.register(gc.unfreeze)  # the interpreter is to look, or torch's objects outlive what they need to end
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
