@@ -188,7 +188,7 @@ def raises(kind: type[BaseException] | tuple[type[BaseException], ...], words: s
     except kind as error:
         if not re.search(words, str(error), re.IGNORECASE | re.DOTALL):
             raise Violation(f"{type(error).__name__} without the words /{words}/: {str(error)[:200]}") from error
-        caught.append(error)
+        caught.append(error.with_traceback(None))  # whose frames would hold the error, and it them
     except Exception as error:
         raise Violation(f"{type(error).__name__} where {names} is claimed: {str(error)[:200]}") from error
     else:

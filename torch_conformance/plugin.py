@@ -6,7 +6,6 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
-import atexit
 import gc
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from torch_conformance.errors import UsageError
 
-RARELY = (1_000_000, 20, 100)  # what a run makes lives to its end; to look for garbage as often as usual costs a fifth
+RARELY = (1_000_000, 20, 100)  # most that a run makes lives to its end; to look for garbage as usual costs 6 % more
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,12 +65,6 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(hooks, f"torch-conformance-{type(hooks).__name__.lower()}")
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_unconfigure() -> None:
-    gc.freeze()  # pytest would look through all that is left, more than once
-    atexit.register(gc.unfreeze)  # the interpreter is to look, or torch's objects outlive what they need to end
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -66,7 +66,8 @@ class Rounded:
         value = a.value / b.value
         error = a.error / abs(b.value) + abs(value) * (b.error / abs(b.value) + 1)
         made = Rounded(value, error)
-        made.operands = ((a, lambda g: g / leaf(b)), (b, lambda g: -(g * leaf(made) / leaf(b))))
+        quotient = leaf(made)  # in place of made, which would hold itself
+        made.operands = ((a, lambda g: g / leaf(b)), (b, lambda g: -(g * quotient / leaf(b))))
         return made
 
     def __matmul__(self, other: Rounded) -> Rounded:
@@ -153,7 +154,8 @@ def gelu(x: Rounded) -> Rounded:
 
 def sqrt(x: Rounded) -> Rounded:
     made = elementwise(x, np.sqrt(x.value), Rounded(0.5 / np.sqrt(x.value)))
-    made.operands = ((x, lambda g: g * 0.5 / leaf(made)),)
+    root = leaf(made)
+    made.operands = ((x, lambda g: g * 0.5 / root),)
     return made
 
 
