@@ -314,7 +314,8 @@ def close_to_train_gradients(case, layer, x, gradient, finer=None):
         case.close(x.grad, laws[0], k=2.5 + (4.5 * n + 10) * finer, scale=scales[0])
     if layer.weight is not None:
         case.close(layer.weight.grad, laws[1], k=2.5 * n + 6, scale=scales[1])  # its sum, x-hat's and half a variance
-        stored = 0 if finer is None else 0.5 / finer  # the sum, if it is stored in the dtype of what it adds up
+        # The sums along one dimension and then along the other, if both are stored in the dtype of what they add up
+        stored = 0 if finer is None else 1 / finer
         case.close(layer.bias.grad, laws[2], k=n + 1 + stored, scale=scales[2])
 
 
