@@ -86,7 +86,7 @@ def closeness(actual: torch.Tensor, expected: Any, *, k: float, scale: Any = Non
     reference_too = 2 if info.eps < 1e-15 else 1
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(wanted if scale is None else np.asarray(scale, dtype=float))
-        bound = reference_too * k * info.eps * size + reference_too * info.tiny
+        bound = reference_too * (k * info.eps * size + info.tiny)
         ratio = np.abs(values - wanted) / bound
     if ratio.shape != values.shape:
         raise ValueError(f"a scale of shape {size.shape} for a result of shape {values.shape}")
