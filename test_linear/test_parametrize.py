@@ -1,13 +1,14 @@
-"""nn.utils.parametrize: tensors computed from others, their cache, their removal; weight and spectral norm by it."""
+"""nn.utils.parametrize: tensors computed from others, their cache, copies and removal."""
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
-from specs.reference import parametrizations as reference
-from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -38,10 +39,40 @@ class Halve(nn.Module):
         return y * 2
 
 
-def linear(case, *parts):
+class Product(nn.Module):
+    """A weight as the product of two tensors of its shape; ``given`` is what right_inverse returns when set."""
+
+    given = None
+
+    def forward(self, a, b):
+        return a * b
+
+    def right_inverse(self, x):
+        return (x / 2, torch.full_like(x, 2)) if self.given is None else self.given
+
+
+class Own(nn.Module):
+    """Calls these functions; without the second it has no right_inverse."""
+
+    def __init__(self, forward, right_inverse=None):
+        super().__init__()
+        self.forward = forward
+        if right_inverse:
+            self.right_inverse = right_inverse
+
+
+def double(x):
+    return x * 2
+
+
+def halve(x):
+    return x / 2
+
+
+def linear(case, *parts, name="weight", **options):
     layer = case.module(nn.Linear, 5, 3)
     for part in parts:
-        parametrize.register_parametrization(layer, "weight", part)
+        assert parametrize.register_parametrization(layer, name, part, **options) is layer
     return layer
 
 
@@ -168,103 +199,301 @@ def test_parametrizations_take_the_mode_of_their_host(case, mode):
     assert part.training is not mode
 
 
-DIRECTIONS = {0: (1, 2), 1: (0, 2), 2: (0, 1), None: (0, 1, 2)}
-
-
-def weight_normed(case, dim):
-    layer = case.module(nn.Conv1d, 3, 5, 4)
+@claim("parametrizations.several-tensors.registered")
+def test_a_weight_may_depend_on_several_tensors(case):
+    layer = case.module(nn.Linear, 5, 3)
     weight = layer.weight.detach().clone()
-    parametrizations.weight_norm(layer, dim=dim)
-    return layer, weight, layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    layer.bias.requires_grad_(False)
+    for name in ("weight", "bias"):
+        parametrize.register_parametrization(layer, name, Product())
+    parts = layer.parametrizations.weight
+    assert not hasattr(parts, "original")
+    assert [name for name, _ in parts.named_parameters()] == ["original0", "original1"]
+    assert all(p.requires_grad for p in parts.parameters())
+    assert not any(p.requires_grad for p in layer.parametrizations.bias.parameters())
+    case.same(layer.weight.detach(), weight)
+    layer.weight.sum().backward()
+    case.same(parts.original1.grad, parts.original0.detach())
+    layer.register_buffer("buffer", case.tensor(4))
+    parametrize.register_parametrization(layer, "buffer", Product())
+    assert [name for name, _ in layer.parametrizations.buffer.named_buffers()] == ["original0", "original1"]
 
 
-@claim("module.weight-norm.formula")
-@axes(dtype=FLOATING, via="eager")
-@pytest.mark.parametrize("dim", DIRECTIONS)
-def test_weight_norm_splits_length_and_direction(case, dim):
-    layer, weight, g, v = weight_normed(case, dim)
-    terms = weight.numel() // g.numel()
-    lengths = tuple(size if axis == dim else 1 for axis, size in enumerate(weight.shape))
-    assert g.shape == (lengths if dim is not None else ())
-    case.close(layer.weight, array(weight), k=terms / 2 + 3)  # the sum of squares under a root, root, quotient, product
+@claim("parametrizations.several-tensors.assigned")
+def test_assignment_fills_the_very_tensors(case):
+    layer, value = linear(case, Product()), case.tensor(3, 5)
+    parts = layer.parametrizations.weight
+    tensors = parts.original0, parts.original1
+    layer.weight = value
+    assert parts.original0 is tensors[0]
+    assert parts.original1 is tensors[1]
+    case.same(parts.original0.detach(), value / 2)
+    case.same(layer.weight.detach(), value)
+    for given, words in [
+        (value, "sequence of tensors. Got"),
+        ((value,), "length 2"),
+        ((value, value.double()), "dtype"),
+        ((value, 1.0), "element 1|tensor 1"),
+    ]:
+        parts[0].given = given
+        with case.raises(ValueError, words):
+            layer.weight = value
+
+
+@claim("parametrizations.several-tensors.removal")
+def test_only_the_computed_weight_can_be_left(case):
+    layer = linear(case, Product())
+    weight = layer.weight.detach().clone()
+    with case.raises(ValueError, "leave_parametrized=False"):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer.weight) is nn.Parameter
+    assert layer.weight.requires_grad
+    case.same(layer.weight.detach(), weight)
+    layer.register_buffer("buffer", case.tensor(4))
+    parametrize.register_parametrization(layer, "buffer", Product())
+    parametrize.remove_parametrizations(layer, "buffer")
+    assert "buffer" in dict(layer.named_buffers())
+
+
+@claim("parametrizations.registration.right-inverse")
+def test_the_original_is_the_right_inverse_of_the_weight(case):
+    """Last parametrization first; the parameter stays the same object, for the optimiser to find."""
+    layer = case.module(nn.Linear, 5, 3)
+    weight, value = layer.weight, layer.weight.detach().clone()
+    parametrize.register_parametrization(layer, "weight", Own(double, halve))
+    assert layer.parametrizations.weight.original is weight
+    case.same(weight.detach(), value / 2)
+    case.same(layer.weight.detach(), value)
+    with case.raises(RuntimeError, "does not implement right_inverse"):
+        linear(case, Own(double)).weight = value
+
+    def refuse(x):
+        raise NotImplementedError
+
+    layer = linear(case, Own(double, refuse), Own(halve, refuse))
+    case.same(layer.weight, layer.parametrizations.weight.original * 1)
+
+
+FIRST = [
+    (Own(lambda x: 1.0), "must return a tensor"),
+    (Own(double, lambda x: 1.0), "must return a tensor or a sequence"),
+    (Own(lambda a, b: a * b, lambda x: (x, 1.0)), "element 1"),
+    (Own(lambda x: x.float(), lambda x: x.double()), "may not change the dtype"),
+    (Own(lambda x: x.double()), "may not change the dtype"),
+    (Own(lambda x: x[0]), "may not change the shape"),
+]
+SECOND = [
+    (Own(lambda x: 1.0), "must return a tensor"),
+    (Own(lambda x: x.double()), "may not change the dtype"),
+    (Own(lambda x: x[0]), "may not change the shape"),
+    (Own(double, lambda x: 1.0), "right_inverse must return a tensor"),
+    (Own(double, lambda x: x.double()), "same dtype"),
+    (Own(double, lambda x: x[0]), "same shape"),
+]
+
+
+@claim("parametrizations.registration.checked")
+def test_what_changes_dtype_or_shape_is_refused(case):
+    """As the first parametrization and as one more; the module stays as it was."""
+    for before, wrong in (((), FIRST), ((Own(double, halve),), SECOND)):
+        for part, words in wrong:
+            layer = linear(case, *before)
+            value = layer.weight.detach().clone()
+            with case.raises(ValueError, words):
+                parametrize.register_parametrization(layer, "weight", part)
+            assert parametrize.is_parametrized(layer) == bool(before)
+            assert layer.weight.dtype == torch.float32
+            case.same(layer.weight.detach(), value)
+
+
+@claim("parametrizations.registration.unsafe")
+def test_unsafe_registers_unchecked(case):
+    layer = linear(case, Own(lambda x: x[0].double()), unsafe=True)
+    assert (layer.weight.shape, layer.weight.dtype) == ((5,), torch.float64)
+    layer = linear(case, Own(double, halve))
+    parametrize.register_parametrization(layer, "weight", Own(lambda x: x[0]), unsafe=True)
+    assert layer.weight.shape == (5,)
+    assert layer.parametrizations.weight.unsafe
+    parametrize.register_parametrization(layer, "weight", Own(double), unsafe=False)
+    assert layer.parametrizations.weight.unsafe
+    assert not linear(case, Own(double)).parametrizations.weight.unsafe
+
+
+@claim("parametrizations.registration.assigned-dtype")
+def test_an_assigned_value_keeps_the_dtype_of_the_original(case):
+    part = Own(double, halve)
+    layer, value = linear(case, part), case.tensor(3, 5)
+    for given, words in [(1.0, "should return a tensor"), (value.double(), "has dtype")]:
+        part.right_inverse = lambda x, given=given: given
+        with case.raises(ValueError, words):
+            layer.weight = value
+
+
+@claim("parametrizations.registration.class")
+def test_the_class_is_injected_for_this_module_alone(case):
+    layer, other = linear(case, Own(double)), nn.Linear(5, 3)
+    assert isinstance(layer, nn.Linear)
+    assert type(layer) is not nn.Linear
+    assert type(layer).__name__ == "ParametrizedLinear"
+    assert parametrize.type_before_parametrizations(layer) is nn.Linear
+    assert parametrize.type_before_parametrizations(other) is nn.Linear
+    assert isinstance(layer.parametrizations.weight, parametrize.ParametrizationList)
+    parametrize.register_parametrization(layer, "bias", Own(double))
+    parametrize.remove_parametrizations(layer, "weight")
+    assert parametrize.is_parametrized(layer, "bias")
+    assert type(layer).__name__ == "ParametrizedLinear"
+    case.same(layer.bias, layer.parametrizations.bias.original * 2)
+    parametrize.remove_parametrizations(layer, "bias")
+    assert type(layer) is nn.Linear
+    assert not hasattr(nn.Linear, "bias")
+
+
+@claim("parametrizations.removal.same-parameter")
+@pytest.mark.parametrize("leave", [True, False])
+def test_removal_keeps_the_parameter_object(case, leave):
+    layer = linear(case, Own(double, halve))
+    original = layer.parametrizations.weight.original
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=leave)
+    assert layer.weight is original
+    layer.register_buffer("buffer", value := case.tensor(4))
+    parametrize.register_parametrization(layer, "buffer", Own(double))
+    kept = value.clone()
+    parametrize.remove_parametrizations(layer, "buffer", leave_parametrized=leave)
+    case.same(layer.buffer, kept * (2 if leave else 1))
+    assert "buffer" in dict(layer.named_buffers())
+    with case.raises(ValueError, "does not have a parametrization on bias"):
+        parametrize.remove_parametrizations(layer, "bias")
+
+
+@claim("parametrizations.module.copied-not-pickled")
+def test_a_parametrised_module_is_deep_copied_but_not_pickled(case):
+    layer = linear(case, Product())
+    model = nn.Sequential(layer, layer)
+    twins = copy.deepcopy(model)
+    assert twins[0] is twins[1]
+    twin = twins[0]
+    assert twin is not layer
+    case.same(twin.weight, layer.weight)
     with torch.no_grad():
-        g.copy_(case.tensor(*g.shape))
-    case.close(layer.weight, reference.weight_norm(array(g), array(v), DIRECTIONS[dim]), k=terms / 2 + 3)
+        twin.parametrizations.weight.original0.zero_()
+    assert not twin.weight.any()
+    assert layer.weight.any()
+    with case.raises(RuntimeError, "only supported through state_dict"):
+        pickle.dumps(layer)
 
 
-@claim("module.weight-norm.gradient")
-@axes(dtype=("float32", "float64"), via="eager")
-@pytest.mark.parametrize("dim", DIRECTIONS)
-def test_weight_norm_gradients(case, dim):
-    layer, _, g, v = weight_normed(case, dim)
-    gradient = case.tensor(*v.shape)
-    layer.weight.backward(gradient)
-    wanted = reference.weight_norm_gradients(array(gradient), array(g), array(v), DIRECTIONS[dim])
-    sizes = reference.weight_norm_gradients(abs(array(gradient)), abs(array(g)), abs(array(v)), DIRECTIONS[dim])
-    terms = v.numel() // g.numel()
-    case.close(
-        g.grad, wanted[0].reshape(g.shape), k=1.5 * terms + 3, scale=sizes[0].reshape(g.shape)
-    )  # the sum of products, and that of the norm
-    length = np.sqrt((array(v) ** 2).sum(DIRECTIONS[dim], keepdims=True))
-    scale = abs(array(g)) / length * (abs(array(gradient)) + abs(array(v)) / length * sizes[0])
-    case.close(v.grad, wanted[1], k=2.5 * terms + 8, scale=scale)  # that sum, and the norm to the third power
+@claim("parametrizations.module.copies-apart")
+@axes(via="eager")
+@pytest.mark.parametrize("act", ["register", "remove"])
+def test_a_copy_is_parametrised_apart(case, act):
+    layer = linear(case, Own(double))
+    x, other = case.tensor(2, 5), copy.deepcopy(layer)
+    y = layer(x)
+    if act == "register":
+        parametrize.register_parametrization(other, "bias", nn.Tanh())
+    else:
+        parametrize.remove_parametrizations(other, "weight")
+    case.same(layer(x), y)
 
 
-@claim("module.weight-norm.last-dimension")
-def test_weight_norm_takes_the_last_dimension(case):
-    layer = parametrizations.weight_norm(nn.Linear(3, 5), dim=-1)
-    assert layer.parametrizations.weight.original0.shape == (1, 3)
+class Slotted(nn.Linear):
+    __slots__ = ("empty", "mark")
 
 
-def spectral_normed(case, iterations=1, mode=False):
-    layer = parametrizations.spectral_norm(case.module(nn.Linear, 5, 3), n_power_iterations=iterations).train(mode)
-    part = layer.parametrizations.weight[0]
-    with torch.no_grad():
-        part._v.copy_(nn.functional.normalize(case.tensor(5), dim=0))
-        part._u.copy_(nn.functional.normalize(array_product(layer, part), dim=0))
-    return layer, part, layer.parametrizations.weight.original
+@claim("parametrizations.module.copied-not-pickled")
+def test_a_deep_copy_takes_slots_and_an_own_deepcopy_along(case):
+    layer = Slotted(5, 3)
+    layer.mark = [7]
+    parametrize.register_parametrization(layer, "weight", Own(double))
+    twin = copy.deepcopy(layer)
+    assert twin.mark == [7]
+    assert twin.mark is not layer.mark
+    assert not hasattr(twin, "empty")
+
+    class Marked(nn.Linear):
+        def __deepcopy__(self, memo):
+            return "own"
+
+    assert copy.deepcopy(parametrize.register_parametrization(Marked(5, 3), "weight", Own(double))) == "own"
 
 
-def array_product(layer, part):
-    return layer.parametrizations.weight.original @ part._v
+@claim("parametrizations.transfer.all-or-one")
+def test_parametrizations_are_transferred_with_their_tensors(case):
+    transfer = parametrize.transfer_parametrizations_and_params
+    source = linear(case, Own(double), Own(halve))
+    parametrize.register_parametrization(source, "bias", Product())
+    target = case.module(nn.Linear, 5, 3)
+    assert transfer(source, target) is target
+    assert target.parametrizations.weight.original is source.parametrizations.weight.original
+    assert len(target.parametrizations.weight) == 2
+    assert target.parametrizations.bias.original1 is source.parametrizations.bias.original1
+    for name in ("weight", "bias"):
+        case.same(getattr(target, name).detach(), getattr(source, name).detach())
+    one, bare = case.module(nn.Linear, 5, 3), nn.Identity()
+    transfer(source, one, "bias")
+    assert parametrize.is_parametrized(one, "bias")
+    assert not parametrize.is_parametrized(one, "weight")
+    transfer(source, bare, tensor_name="weight")
+    case.same(bare.weight.detach(), source.weight.detach())
+    plain = nn.Linear(5, 3)
+    with case.unchanged(one):
+        assert transfer(plain, one) is one
 
 
-@claim("module.spectral-norm.formula")
-@axes(dtype=("float32", "float64"), via="eager")
-def test_spectral_norm_divides_by_the_estimate(case):
-    layer, part, original = spectral_normed(case)
-    w, u, v = array(original), array(part._u), array(part._v)
-    sizes = abs(u) @ abs(w) @ abs(v) / (u @ w @ v)
-    case.close(
-        layer.weight, reference.spectral_norm(w, u, v), k=10, scale=abs(w) / (u @ w @ v) * sizes
-    )  # sums of 5 and 3
+@claim("parametrizations.swap.keeps-the-object")
+def test_with_swapped_tensors_parametrizations_come_and_go_alike(case):
+    """torch.__future__.set_swap_module_params_on_conversion(True): tensors are swapped instead of filled."""
+    if not hasattr(torch.__future__, "set_swap_module_params_on_conversion"):
+        raise case.unsupported(f"torch {torch.__version__} cannot swap tensors")
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer, value = linear(case, Own(double, halve)), case.tensor(3, 5)
+        original = layer.parametrizations.weight.original
+        layer.weight = value.clone()
+        assert layer.parametrizations.weight.original is original
+        assert type(original) is nn.Parameter
+        assert original.requires_grad
+        case.same(original.detach(), value / 2)
+        parametrize.remove_parametrizations(layer, "weight")
+        assert layer.weight is original
+        case.same(layer.weight.detach(), value)
+        layer.bias.requires_grad_(False)
+        parametrize.register_parametrization(layer, "bias", Own(double, halve))
+        assert not layer.parametrizations.bias.original.requires_grad
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-@claim("module.spectral-norm.iterates-in-training")
-@pytest.mark.parametrize("iterations", [1, 3])
-@pytest.mark.parametrize("grad", [True, False])
-def test_spectral_norm_iterates_in_training(case, iterations, grad):
-    layer, part, original = spectral_normed(case, iterations, mode=True)
-    u, v = reference.power_iteration(array(original), array(part._v), iterations)
-    with torch.set_grad_enabled(grad):
-        layer(case.tensor(2, 5))
-    gap = np.linalg.norm(array(original), 2) / np.linalg.norm(array(original) @ v)
-    case.close(part._u, u, k=20 * iterations, scale=gap**2)  # two normalised sums of 5 terms an iteration
-    case.close(part._v, v, k=20 * iterations, scale=gap**2)
-    with torch.set_grad_enabled(grad), case.unchanged(layer.eval()):
-        layer(case.tensor(2, 5))
+class Halves(nn.Module):
+    """A sum of two tensors."""
+
+    def forward(self, one, other):
+        return one + other
+
+    def right_inverse(self, weight):
+        return weight // 2, weight - weight // 2
 
 
-@claim("module.spectral-norm.gradient")
-@axes(dtype=("float32", "float64"), via="eager")
-def test_spectral_norm_gradient(case):
-    layer, part, original = spectral_normed(case)
-    gradient = case.tensor(3, 5)
-    layer.weight.backward(gradient)
-    w, u, v, given = array(original), array(part._u), array(part._v), array(gradient)
-    sigma = u @ w @ v
-    sizes = abs(u) @ abs(w) @ abs(v) / sigma
-    scale = (abs(given) + (abs(given) * abs(w)).sum() / sigma * abs(np.outer(u, v))) / sigma * sizes
-    case.close(
-        original.grad, reference.spectral_norm_gradient(given, w, u, v), k=40, scale=scale
-    )  # 15 terms, twice sigma
+@claim("parametrizations.several-tensors.whole-numbers")
+@axes(via="eager")
+def test_whole_numbers_are_parametrized_by_several_tensors(case):
+    module = nn.Module()
+    module.table = nn.Parameter(torch.arange(4, device=case.device), requires_grad=False)
+    parametrize.register_parametrization(module, "table", Halves())
+    assert module.table.tolist() == [0, 1, 2, 3]
+    assert not module.parametrizations.table.original1.requires_grad
+
+
+@claim("parametrizations.registration.recurrent")
+@pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_uses_its_parametrized_weights(case, cls):
+    class Zero(nn.Module):
+        def forward(self, weight):
+            return 0 * weight
+
+    layer, x = case.module(cls, 3, 5, bias=False), case.tensor(4, 2, 3)
+    assert layer(x)[0].any()
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        parametrize.register_parametrization(layer, name, Zero())
+    assert not layer(x)[0].any(), "the layer computes with the weights that it had before"
