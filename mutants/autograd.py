@@ -781,6 +781,18 @@ def gelu_derivative_of_the_tanh_form(patch):
     patch.kernel("gelu_backward", backward)
 
 
+@mutant("autograd.gradient.elementary-functions")
+def silu_is_the_sigmoid(patch):
+    """Forgets the factor of SiLU, and not that of its derivative."""
+    patch.kernel("silu", torch.sigmoid)
+
+
+@mutant("autograd.gradient.binary-functions")
+def atan2_knows_no_quadrants(patch):
+    """Takes the angle from the quotient alone; the derivative is the same."""
+    patch.kernel("atan2", lambda x, y: torch.atan(x / y))
+
+
 @mutant("autograd.loss.bce-clamped")
 def tail_of_cross_entropy_is_not_clamped(patch):
     """Clamps the logarithm in the vectorised loop and not behind it."""
