@@ -2337,3 +2337,15 @@ def truth_is_that_of_the_real_part(patch):
 def repeating_adds_up_in_low_precision(patch):
     """Adds up gradients in the dtype of the input."""
     patch.wrap(Tensor, "repeat_interleave", lambda original, x, *rest: original(Altered.apply(x, full_at_256), *rest))
+
+
+@mutant("autograd.complex.exponential-at-infinity")
+def exponentials_are_magnitude_and_angle(patch):
+    """Multiplies the magnitude by cosine and sine, infinity by zero."""
+    patch.wrap(Tensor, "exp", lambda original, z: torch.polar(original(z.real), z.imag))
+
+
+@mutant("autograd.gradient.ldexp-beyond-powers")
+def ldexp_takes_the_power_first(patch):
+    """Multiplies by the power of two, which is infinity or zero, as torch until 2.10."""
+    patch.wrap(torch, "ldexp", lambda original, m, n: m * torch.pow(2.0, n))

@@ -1338,6 +1338,15 @@ def test_the_reciprocal_of_numbers_whose_squares_are_beyond_the_range(case):
     case.close(torch.reciprocal(x) * 2.0**100, np.full(64, 0.12 - 0.16j), k=8)
 
 
+@claim("autograd.complex.exponential-at-infinity")
+@axes(dtype="complex64", via="eager")
+def test_the_exponential_at_infinity_is_not_nan(case):
+    x = torch.full_like(case.tensor(64), complex(math.inf, 0))
+    case.same(torch.view_as_real(x.exp()), torch.view_as_real(x))
+    x = torch.full_like(x, complex(-math.inf, math.inf))
+    case.same(x.exp().abs(), torch.zeros_like(x.real))
+
+
 @claim("autograd.complex.truth")
 @axes(dtype="complex64", via="eager")
 def test_an_imaginary_number_is_true(case):
@@ -1345,6 +1354,14 @@ def test_an_imaginary_number_is_true(case):
     assert x.bool().tolist() == [True, False]
     assert x[:1].all(), "all"
     assert x.any(), "any"
+
+
+@claim("autograd.gradient.ldexp-beyond-powers")
+@axes(dtype="float32", via="eager")
+def test_ldexp_goes_beyond_the_powers_of_its_dtype(case):
+    exponents = torch.tensor([150, -170], device=case.device)
+    found = torch.ldexp(case.tensor_of([2.0**-100, 2.0**100]), exponents)
+    case.same(found, case.tensor_of([2.0**50, 2.0**-70]))
 
 
 @claim("autograd.gradient.summed-products-in-low-precision")
