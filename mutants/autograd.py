@@ -2349,3 +2349,9 @@ def exponentials_are_magnitude_and_angle(patch):
 def ldexp_takes_the_power_first(patch):
     """Multiplies by the power of two, which is infinity or zero, as torch until 2.10."""
     patch.wrap(torch, "ldexp", lambda original, m, n: m * torch.pow(2.0, n))
+
+
+@mutant("autograd.gradient.long-count-in-low-precision")
+def counts_stop_growing(patch):
+    """Counts in bfloat16, in which 256 + 1 is 256."""
+    patch.wrap(torch.linalg, "vector_norm", lambda original, x, order: original(x, order).clamp(max=256))

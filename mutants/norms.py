@@ -274,6 +274,17 @@ def layer_norm_divides_by_the_bare_deviation(patch):
     layer_norm(patch, change)
 
 
+@mutant("norms.layernorm.long-constant-row")
+def long_rows_have_no_mean(patch):
+    """Takes zero for the mean of a long row."""
+
+    def change(original, x, shape, weight, bias, eps):
+        y = original(x, shape, weight, bias, eps)
+        return y + x / eps**0.5 if x.dtype == torch.bfloat16 and shape[-1] > 256 else y
+
+    layer_norm(patch, change)
+
+
 @mutant("norms.layernorm.gradients")
 def layer_norm_takes_statistics_for_constants(patch):
     """Detaches mean and variance, so that the gradient misses its two projections."""

@@ -386,6 +386,13 @@ def test_a_mean_is_in_range_where_the_sum_is_not(case, dim):
     case.same(F.l1_loss(x, torch.zeros_like(x)), torch.full_like(x[0, 0], 64))
 
 
+@claim("autograd.reduction.nanmean-in-half-range")
+@axes(dtype="float16", via="eager")
+def test_a_mean_without_nan_is_in_range_where_the_sum_is_not(case):
+    x = case.tensor_of([np.nan] + 2048 * [64.0])
+    case.same(torch.nanmean(x), torch.full_like(x[0], 64))
+
+
 @claim("autograd.reduction.variance")
 @axes(dtype=PRECISE, layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("correction", [0, 1, 2])
@@ -864,6 +871,13 @@ def test_the_gradient_follows_the_channels_back(case):
 def test_norms_count_every_element(case, order):
     x = torch.ones_like(case.tensor(4096))
     case.close(torch.linalg.vector_norm(x, order), 4096 ** (1 / order), k=1)
+
+
+@claim("autograd.gradient.long-count-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_the_norm_of_order_zero_counts_every_element(case):
+    x = torch.ones_like(case.tensor(4096))
+    case.same(torch.linalg.vector_norm(x, 0), torch.full_like(x[0], 4096))
 
 
 @claim("autograd.gradient.greatest-distance-of-nan")

@@ -120,6 +120,15 @@ def test_a_constant_row_gives_the_bias(case, size):
     case.close(y, np.tile(array(layer.bias), (3, 1)), k=1, scale=1.75 / 0.3**0.5 * abs(array(layer.weight)))
 
 
+@claim("norms.layernorm.long-constant-row")
+@axes(dtype="bfloat16", via="eager")
+def test_a_long_constant_row_gives_zeros(case):
+    layer = case.module(nn.LayerNorm, 1024, eps=0.3, elementwise_affine=False)
+    y = layer(torch.full_like(case.tensor(3, 1024), 1.75))  # its sums are exact in float32
+    # two products of float32, which keeps 16 bits more, and their difference
+    case.close(y, np.zeros((3, 1024)), k=2, scale=2.0**-16 * 1.75 / 0.3**0.5)
+
+
 @claim("norms.layernorm.gradients")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize(
