@@ -2355,3 +2355,14 @@ def ldexp_takes_the_power_first(patch):
 def counts_stop_growing(patch):
     """Counts in bfloat16, in which 256 + 1 is 256."""
     patch.wrap(torch.linalg, "vector_norm", lambda original, x, order: original(x, order).clamp(max=256))
+
+
+@mutant("autograd.gradient.index-add-of-another-shape")
+def index_add_expands(patch):
+    """Expands what it adds to the shape of the places."""
+
+    def index_add(original, x, dim, index, source):
+        source = source if source.dim() == x.dim() else source[:, None]
+        return original(x, dim, index, source.expand(len(index), *x.shape[1:]))
+
+    patch.wrap(Tensor, "index_add", index_add)

@@ -1378,6 +1378,21 @@ def test_ldexp_goes_beyond_the_powers_of_its_dtype(case):
     case.same(found, case.tensor_of([2.0**50, 2.0**-70]))
 
 
+@claim("autograd.gradient.kron-of-a-transpose")
+@axes(dtype="float32", via="eager")
+def test_the_kronecker_product_of_a_transpose(case):
+    a, b = case.tensor(2, 3).t(), case.tensor(2, 2)
+    case.close(torch.kron(a, b), np.kron(array(a), array(b)), k=1)
+
+
+@claim("autograd.gradient.index-add-of-another-shape")
+@axes(via="eager")
+@pytest.mark.parametrize("shape", [(2,), (2, 1)], ids=str)
+def test_index_add_expands_nothing(case, shape):
+    with case.raises((RuntimeError, IndexError), "source|shape|dim"):
+        case.tensor(3, 2).index_add(0, torch.tensor([0, 1], device=case.device), case.tensor(*shape))
+
+
 @claim("autograd.gradient.summed-products-in-low-precision")
 @axes(dtype="bfloat16", via="eager")
 def test_a_sum_of_products_counts_every_one(case):
