@@ -640,3 +640,9 @@ def scales_have_no_sign(patch):
 def permutations_are_rounded(patch):
     """Permutes whole numbers and converts them to the dtype."""
     patch.wrap(torch, "randperm", lambda original, n, dtype=torch.int64, **o: original(n, **o).to(dtype))
+
+
+@mutant("init.rng.exponential")
+def rates_have_no_sign(patch):
+    """Takes the magnitude of the rate, and one for none."""
+    patch.wrap(torch.Tensor, "exponential_", lambda original, x, rate=1.0, **o: original(x, abs(rate) or 1.0, **o))

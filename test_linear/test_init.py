@@ -662,6 +662,13 @@ def test_a_cauchy_scale_must_be_positive(case, sigma):
         case.tensor(3).cauchy_(0.5, sigma)
 
 
+@claim("init.rng.exponential")
+@pytest.mark.parametrize("rate", [-1.0, 0.0])
+def test_an_exponential_rate_must_be_positive(case, rate):
+    with case.raises(RuntimeError, "lambda"):
+        case.tensor(3).exponential_(rate)
+
+
 @claim("init.rng.permutation")
 @pytest.mark.parametrize(("length", "dtype"), [(257, "uint8"), (2050, "float16"), (258, "bfloat16")])
 def test_a_permutation_needs_a_dtype_that_holds_it(case, length, dtype):
