@@ -108,6 +108,15 @@ def test_buffers_can_be_parametrised(case):
     assert list(dict(layer.named_buffers())) == ["parametrizations.seen.original"]
 
 
+@claim("module.parametrize.unsaved-buffer")
+@axes(via="eager")
+def test_what_is_not_saved_stays_so(case):
+    layer = nn.Module()
+    layer.register_buffer("seen", case.tensor(3), persistent=False)
+    parametrize.register_parametrization(layer, "seen", Shift())
+    assert not layer.state_dict()
+
+
 @claim("module.parametrize.chain")
 def test_parametrizations_chain(case):
     layer = linear(case, Shift(), Halve())
