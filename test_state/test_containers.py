@@ -94,6 +94,14 @@ def test_append_replaces_nothing_where_names_have_gaps(case):
     assert list(model.append(third)) == [first, second, third]
 
 
+@claim("module.containers.sequential-names-kept")
+def test_a_deletion_leaves_names_as_they_are(case):
+    a, b, c = layers(3)
+    model = nn.Sequential(OrderedDict(x=a, y=b, z=c))
+    del model[1]
+    assert dict(model.named_children()) == {"x": a, "z": c}
+
+
 @claim("module.containers.sequential-by-itself")
 @pytest.mark.parametrize("how", ["extend", "__iadd__"])
 def test_a_sequential_can_be_extended_by_itself(case, how):
