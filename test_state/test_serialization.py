@@ -333,6 +333,12 @@ def test_weights_only_keeps_attributes_of_parameters(case):
     case.same(q, p)
 
 
+@claim("state.file.lazy-as-weights")
+def test_weights_only_reads_what_has_no_shape_yet(case):
+    loaded = through_a_file(nn.LazyLinear(2, device=case.device).state_dict(), weights_only=True)
+    assert isinstance(loaded["weight"], nn.parameter.UninitializedParameter)
+
+
 @claim("state.file.conjugates-as-weights")
 def test_weights_only_keeps_a_conjugate(case):
     z = torch.complex(case.tensor(3), case.tensor(3)).conj()
