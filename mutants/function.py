@@ -442,3 +442,13 @@ def one_of_two_rules_is_chosen(patch):
 def nested_outputs_lose_their_structure(patch):
     """Returns what the engine returned, in a row."""
     patch.set(function, "_unflatten", lambda flat, proto: flat)
+
+
+@mutant("function.vmap.generated-rule-without-gradient")
+def generated_rules_get_zeros(patch):
+    """Makes zeros of gradients that nobody sent."""
+    patch.source(
+        autograd_function.vmapify_autograd_function,
+        "autograd_function.backward(wrapped_ctx, *grad_outputs)",
+        "autograd_function.backward(wrapped_ctx, *(torch.zeros(()) if g is None else g for g in grad_outputs))",
+    )

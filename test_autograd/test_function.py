@@ -1,6 +1,7 @@
 """torch.autograd.Function: what forward and backward are given, what they may return, and what ctx keeps."""
 
 import gc
+import importlib
 import weakref
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.autograd.function import InplaceFunction, NestedIOFunction, once_diff
 
 from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 pytestmark = axes(via="eager")
 
@@ -625,13 +626,47 @@ def test_save_for_forward_takes_tensors_only(case):
     define(forward, lambda ctx, g: g).apply(case.tensor(1, requires_grad=True))
 
 
+def vmapped(function, **options):
+    """vmap of it, after what torch 2.3 would load within vmap, and fails at: Dynamo."""
+    if since("2.3") and not since("2.4"):
+        importlib.import_module("torch._dynamo")
+    return torch.func.vmap(function, **options)
+
+
 @claim("function.vmap.generated-rule")
 def test_vmap_works_with_a_generated_rule(case):
     x = case.tensor(4, 3, requires_grad=True)
-    y = torch.func.vmap(lambda x: split({"generate_vmap_rule": True}).apply(x, 5))(x)
+    y = vmapped(lambda x: split({"generate_vmap_rule": True}).apply(x, 5))(x)
     case.close(y.detach(), 5 * array(x) ** 2, k=2)
     y.sum().backward()
     case.close(x.grad, 10 * array(x), k=2)
+
+
+@claim("function.vmap.generated-rule-marks")
+def test_a_generated_rule_keeps_the_marks(case):
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    whole = define(lambda x: x.floor(), lambda ctx, g: g, setup_context, generate_vmap_rule=True)
+    y = vmapped(whole.apply)(case.tensor(4, 3, requires_grad=True))
+    assert not y.requires_grad
+
+
+@claim("function.vmap.generated-rule-without-gradient")
+def test_a_generated_rule_makes_no_zeros(case):
+    seen, x = [], case.tensor(4, 3, requires_grad=True)
+
+    def backward(ctx, first, second):
+        seen.append(second)
+        return 2 * first
+
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+
+    both = define(lambda x: (2 * x, 3 * x), backward, setup_context, generate_vmap_rule=True)
+    vmapped(both.apply)(x)[0].sum().backward()
+    assert seen == [None]
+    case.same(x.grad, torch.full_like(x, 2))
 
 
 @claim("function.vmap.own-rule")
@@ -643,7 +678,7 @@ def test_vmap_calls_the_rule_of_the_function(case):
         return n * x * x, in_dims[0]
 
     x = case.tensor(3, 4)
-    y = torch.func.vmap(lambda x: split({"vmap": staticmethod(rule)}).apply(x, 5), in_dims=1)(x)
+    y = vmapped(lambda x: split({"vmap": staticmethod(rule)}).apply(x, 5), in_dims=1)(x)
     assert seen == [(4, "error", (1, None))]
     case.close(y, 5 * np.transpose(array(x)) ** 2, k=2)
 
@@ -652,10 +687,10 @@ def test_vmap_calls_the_rule_of_the_function(case):
 def test_vmap_needs_exactly_one_rule(case):
     x = case.tensor(4, 3)
     with case.raises(RuntimeError, "vmap.*generate_vmap_rule|does not have vmap support"):
-        torch.func.vmap(lambda x: split().apply(x, 5))(x)
+        vmapped(lambda x: split().apply(x, 5))(x)
     both = split({"generate_vmap_rule": True, "vmap": staticmethod(lambda *a: None)})
     with case.raises(RuntimeError, "both.*generate_vmap_rule|generate_vmap_rule.*vmap"):
-        torch.func.vmap(lambda x: both.apply(x, 5))(x)
+        vmapped(lambda x: both.apply(x, 5))(x)
 
 
 @claim("function.ctx.mark-dirty-of-views")
