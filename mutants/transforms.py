@@ -304,3 +304,9 @@ def attention_has_no_rule(patch):
         return original(q, *rest, **options)
 
     patch.wrap(F, "scaled_dot_product_attention", attend)
+
+
+@mutant("transforms.grad.of-complex-outputs")
+def gradients_are_of_the_real_part(patch):
+    """Drops the imaginary part of the output."""
+    transform(patch, "grad", lambda original, f: original(lambda x: f(x).real))

@@ -170,6 +170,14 @@ def test_no_more_entries_at_once_than_chunk_size(case):
     assert sizes == [2, 2, 1]
 
 
+@claim("transforms.vmap.shared-by-chunks")
+def test_chunks_hand_a_common_output_out_once(case):
+    x, common = case.tensor(5, 3), case.tensor(2)
+    doubled, found = func.vmap(lambda x: (2 * x, common), out_dims=(0, None), chunk_size=2)(x)
+    case.same(doubled, 2 * x)
+    case.same(found, common)
+
+
 @claim("transforms.vmap.equals-loop")
 def test_vmap_takes_dimensions_from_either_end(case):
     x = case.tensor(2, 3, 4)
@@ -685,6 +693,12 @@ def test_the_gradient_of_a_mean_squared_error_has_a_tangent(case):
     x, target, v = case.tensor(4), case.tensor(4), case.tensor(4)
     _, found = func.jvp(func.grad(lambda x: F.mse_loss(x, target)), (x,), (v,))
     case.close(found, array(v) / 2, k=2)  # twice the tangent, divided by four
+
+
+@claim("transforms.grad.of-complex-outputs")
+def test_a_complex_output_has_no_gradient(case):
+    with case.raises(RuntimeError, "real-valued|complex"):
+        func.grad(lambda x: (x * 1j).sum())(case.tensor(3))
 
 
 @claim("transforms.vmap.attention")
