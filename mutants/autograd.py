@@ -2366,3 +2366,25 @@ def index_add_expands(patch):
         return original(x, dim, index, source.expand(len(index), *x.shape[1:]))
 
     patch.wrap(Tensor, "index_add", index_add)
+
+
+@mutant("autograd.complex.log-sum-far")
+def complex_sums_are_of_exponentials(patch):
+    """Takes the logarithm of the sum of the exponentials."""
+    patch.wrap(torch, "logaddexp", lambda original, x, y: (x.exp() + y.exp()).log())
+
+
+@mutant("autograd.gradient.norm-of-one")
+def one_number_is_squared(patch):
+    """Takes the root of the power of a single number, too."""
+    patch.wrap(torch.linalg, "vector_norm", lambda original, x, order, dim: (x.abs() ** order).sum(dim) ** (1 / order))
+
+
+@mutant("autograd.gradient.gelu-in-low-precision")
+def gelu_rounds_every_step(patch):
+    """Rounds the hyperbolic tangent to the dtype of the input, as torch did in 1.13."""
+
+    def gelu(original, x, approximate):
+        return x / 2 * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))
+
+    patch.wrap(F, "gelu", gelu)

@@ -561,6 +561,15 @@ def test_second_derivative_of_a_normalised_zero(case):
     case.close(found, np.array([8.0, 8.0]), k=4)
 
 
+@claim("autograd.higher.cosine-of-zero")
+@axes(via="eager")
+def test_second_derivative_of_the_cosine_of_zero(case):
+    x, y = case.tensor_of([[0.0, 0.0]], requires_grad=True), case.tensor_of([[3.0, 4.0]])
+    (gradient,) = torch.autograd.grad(nn.functional.cosine_similarity(x, y, eps=0.5), x, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.sum(), x)
+    case.close(found, np.zeros((1, 2)), k=0)
+
+
 @claim("autograd.higher.logcumsumexp-of-nothing")
 @axes(via="eager")
 def test_second_derivative_of_logcumsumexp_after_minus_infinity(case):

@@ -857,6 +857,15 @@ def test_bessel_functions_of_order_zero_have_those_of_order_one(case, kind):
     case.close(x.grad, law, k=32, scale=1 + abs(law))  # polynomials of up to sixteen terms, twice
 
 
+@claim("autograd.gradient.bessel-of-nan")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["i1", "i1e"])
+def test_bessel_functions_have_no_derivative_at_nan(case, name):
+    x = case.tensor_of([math.nan, 2.0], requires_grad=True)
+    getattr(torch.special, name)(x).sum().backward()
+    assert x.grad.isnan().tolist() == [True, False]
+
+
 @claim("autograd.gradient.shuffled-channels")
 @axes(dtype=PRECISE, via="eager")
 def test_the_gradient_follows_the_channels_back(case):
@@ -1398,6 +1407,32 @@ def test_index_add_expands_nothing(case, shape):
 def test_a_sum_of_products_counts_every_one(case):
     ones = torch.ones_like(case.tensor(600, 1, 1))
     case.same(torch.addbmm(torch.zeros_like(ones[0]), ones, ones), case.tensor_of([[600.0]]))
+
+
+@claim("autograd.complex.log-sum-far")
+@axes(dtype="complex64", via="eager")
+def test_a_far_greater_number_has_the_whole_gradient(case):
+    x, y = case.tensor_of([0j], requires_grad=True), case.tensor_of([200 + 0j], requires_grad=True)
+    torch.logaddexp(x, y).real.sum().backward()
+    case.close(x.grad, np.zeros(1), k=0)
+    case.close(y.grad, np.ones(1), k=0)
+
+
+@claim("autograd.gradient.norm-of-one")
+@axes(dtype="float32", via="eager")
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_norm_of_one_number_is_its_magnitude(case, order):
+    x = case.tensor_of([[-1e30], [1e-30]], requires_grad=True)
+    found = torch.linalg.vector_norm(x, order, dim=1)
+    case.same(found.detach(), x.detach().abs()[:, 0])
+
+
+@claim("autograd.gradient.gelu-in-low-precision")
+@axes(dtype="bfloat16", via="eager")
+def test_the_approximate_gelu_is_rounded_once(case):
+    x = case.tensor_of([-3.0, -2.0])
+    exact = reference.FUNCTIONS["gelu_tanh"][0](array(x))
+    case.close(F.gelu(x, approximate="tanh"), exact, k=1)  # rounded once, from float32
 
 
 @claim("autograd.gradient.enlarged-bytes")
