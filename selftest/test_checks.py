@@ -67,6 +67,8 @@ def test_same_compares_bits():
     for other in (torch.tensor([math.nan, -0.0]), torch.tensor([math.nan, 1e-45])):
         with pytest.raises(Violation, match="1 of 2 elements differ"):
             checks.same(torch.tensor([math.nan, 0.0]), other)
+    with pytest.raises(Violation, match=r"1 of 2 elements differ.*index \(1,\): got 2j, expected 1j"):
+        checks.same(torch.tensor([1.0, 2j]), torch.tensor([1.0, 1j]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool])

@@ -137,6 +137,8 @@ def same(actual: torch.Tensor, expected: torch.Tensor) -> None:
             f"expected {expected.dtype} of shape {tuple(expected.shape)}"
         )
     different = bits(actual) != bits(expected)
+    if actual.is_complex():
+        different = different.any(-1)
     if different.any():
         index = tuple(int(i) for i in different.nonzero()[0])
         raise Violation(
