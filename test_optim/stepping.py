@@ -20,9 +20,9 @@ SHAPES = [
     (1,),
     (),
     (3, 11),
-    (31,),
-    (129,),
-]  # below, at and above multiples of a vector register, with every kind of tail
+    (3, 7, 1, 3),
+    (1041,),
+]  # below, at and above multiples of a vector register, with every kind of tail; an image lies in channels_last
 NUMBERS = {"eta", "mu", "mu_product"}
 
 # every option away from its default, as far as one step can show them together
@@ -67,11 +67,13 @@ def law_of(case, name):
 
 
 def parameters_of(case, shapes=SHAPES, dtype=None):
-    """Leaves of these shapes; complex ones for a complex dtype."""
+    """Leaves of these shapes, images in channels_last; complex ones for a complex dtype."""
     dtype = dtype or case.dtype
     if dtype.is_complex:
         return [torch.view_as_complex(case.tensor(*shape, 2)).requires_grad_() for shape in shapes]
-    return [case.tensor(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    tensors = [case.tensor(*shape, dtype=dtype) for shape in shapes]
+    formats = [torch.channels_last if p.dim() == 4 else torch.contiguous_format for p in tensors]
+    return [p.to(memory_format=f).requires_grad_() for p, f in zip(tensors, formats, strict=True)]
 
 
 def give_gradients(case, parameters):
@@ -80,7 +82,8 @@ def give_gradients(case, parameters):
     values = case.rng.uniform(0.5, 1.5, sum(sizes)) * case.rng.choice([-1, 1], sum(sizes))
     real = parameters[0].real.dtype if parameters[0].is_complex() else parameters[0].dtype
     for p, part in zip(parameters, case.tensor_of(values, dtype=real).split(sizes), strict=True):
-        p.grad = torch.view_as_complex(part.reshape(*p.shape, 2)) if p.is_complex() else part.reshape(p.shape)
+        values = torch.view_as_complex(part.reshape(*p.shape, 2)) if p.is_complex() else part.reshape(p.shape)
+        p.grad = torch.empty_like(p).copy_(values)  # with the strides of the parameter
 
 
 @functools.cache

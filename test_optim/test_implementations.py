@@ -91,6 +91,7 @@ def test_gradients_laid_out_otherwise_than_the_parameter(case, name, path):
     optimizer = build(case, name, parameters, path, **USUAL[name])
     for _ in range(2):
         give_gradients(case, parameters)
+        parameters[0].grad = parameters[0].grad.contiguous()
         parameters[1].grad = parameters[1].grad.t().contiguous().t()
         follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
 
