@@ -89,8 +89,10 @@ IN_PLACE = {
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_in_place_they_have_the_same_derivative(case, name):
     x, g = case.tensor(9, 13, requires_grad=True), case.tensor(9, 13)
-    IN_PLACE[name](x * 1).backward(g)
-    slope = reference.FUNCTIONS[name][1](array(x))
+    y = IN_PLACE[name](x * 1)
+    y.backward(g)
+    value, slope = (f(array(x)) for f in reference.FUNCTIONS[name])
+    case.close(y, value, k=8, scale=value_sizes(name, array(x), value))
     case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))  # as above
 
 
@@ -131,8 +133,10 @@ def test_zero_to_any_power_has_no_slope(case):
 @pytest.mark.parametrize("shape", [(6, 5), (3, 5, 7)], ids=str)
 def test_every_channel_of_prelu_has_its_slope(case, shape):
     x, w, g = case.tensor(*shape, requires_grad=True), case.tensor(5, requires_grad=True), case.tensor(*shape)
-    case.function(F.prelu)(x, w).backward(g)
+    y = case.function(F.prelu)(x, w)
+    y.backward(g)
     slope = array(w).reshape(5, *[1] * (len(shape) - 2))
+    case.close(y, array(x) * np.where(array(x) > 0, 1, slope), k=1)
     case.close(x.grad, array(g) * np.where(array(x) > 0, 1, slope), k=1)
     terms = np.where(array(x) > 0, 0, array(x) * array(g)).swapaxes(0, 1).reshape(5, -1)
     case.close(w.grad, terms.sum(1), k=12, scale=abs(terms).sum(1))  # a sum of 21 products at most
@@ -185,11 +189,16 @@ def binary_slopes(name, x, y):
 @axes(dtype=FLOATING)
 def test_factors_reach_the_gradient(case):
     x, y, z, g = (case.tensor(17, requires_grad=True) for _ in range(4))
-    torch.add(x, y, alpha=-2.5).backward(g.detach())
+    total = torch.add(x, y, alpha=-2.5)
+    total.backward(g.detach())
+    case.close(total, array(x) - 2.5 * array(y), k=2, scale=abs(array(x)) + 2.5 * abs(array(y)))
     case.same(x.grad, g.detach())
     case.close(y.grad, -2.5 * array(g), k=1)
     x.grad = None
-    torch.addcmul(z, x, y, value=0.7).backward(g.detach())
+    total = torch.addcmul(z, x, y, value=0.7)
+    total.backward(g.detach())
+    terms = 0.7 * array(x) * array(y)
+    case.close(total, array(z) + terms, k=4, scale=abs(array(z)) + abs(terms))  # the factor, two products, a sum
     case.close(x.grad, 0.7 * array(g) * array(y), k=3)  # the factor rounded, two products
     case.same(z.grad, g.detach())
 
@@ -218,6 +227,9 @@ def test_sum_and_mean_spread_the_gradient(case, dim, keepdim):
         y = getattr(x, name)(**kept)
         g, x.grad = case.tensor(*y.shape), None
         y.backward(g)
+        law = getattr(np, name), {"axis": dim, "keepdims": bool(kept) and keepdim}
+        # a sum of 105 terms at most, and the quotient
+        case.close(y, law[0](array(x), **law[1]), k=105, scale=law[0](abs(array(x)), **law[1]))
         full = array(g) if keepdim and dim is not None else array(g).reshape(array(x).sum(dim, keepdims=True).shape)
         case.close(x.grad, np.broadcast_to(full / number, x.shape), k=1)  # the quotient, at most by a rounded inverse
 
@@ -240,14 +252,18 @@ def test_the_gradient_of_a_product_leaves_one_factor_out(case, zeros):
 def test_gradients_of_softmax_and_log_softmax(case, length):
     x, g = case.tensor(61, length, requires_grad=True), case.tensor(61, length)
     vx, vg = array(x), array(g)
-    case.function(torch.softmax)(x, -1).backward(g)
-    s = reference.softmax(vx)
+    y = case.function(torch.softmax)(x, -1)
+    y.backward(g)
+    s, logs = reference.softmax(vx), reference.log_softmax(vx)
     scale = s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True))
     roundings = length + 8  # a sum in the forward, a sum of products in the backward, each at worst linear
+    case.close(y, s, k=roundings, scale=s * (1 + abs(logs)))
     case.close(x.grad, reference.softmax_gradient(vx, vg), k=2 * roundings, scale=scale)
     x.grad = None
-    case.function(torch.log_softmax)(x, -1).backward(g)
-    scale = abs(vg) + s * abs(vg).sum(-1, keepdims=True) * (1 + abs(reference.log_softmax(vx)))
+    y = case.function(torch.log_softmax)(x, -1)
+    y.backward(g)
+    case.close(y, logs, k=roundings, scale=1 + abs(logs))
+    scale = abs(vg) + s * abs(vg).sum(-1, keepdims=True) * (1 + abs(logs))
     case.close(x.grad, reference.log_softmax_gradient(vx, vg), k=roundings, scale=scale)
 
 
@@ -292,7 +308,9 @@ def test_an_element_read_twice_gets_both_gradients(case):
         lambda: torch.gather(x, 0, (index % 5)[:, None].expand(36, 3)),
     ):
         x.grad = None
-        read().backward(g)
+        y = read()
+        assert np.array_equal(array(y), array(x)[array(index)])
+        y.backward(g)
         case.close(x.grad, expected, k=9, scale=size)  # a sum of eighteen at most
 
 
@@ -300,11 +318,15 @@ def test_an_element_read_twice_gets_both_gradients(case):
 @axes(dtype=FLOATING)
 def test_joining_tensors_splits_the_gradient(case):
     x, y, g = case.tensor(2, 3, requires_grad=True), case.tensor(4, 3, requires_grad=True), case.tensor(6, 3)
-    torch.cat([x, y]).backward(g)
+    joined = torch.cat([x, y])
+    assert np.array_equal(array(joined), np.concatenate([array(x), array(y)]))
+    joined.backward(g)
     case.same(x.grad, g[:2])
     case.same(y.grad, g[2:])
     x.grad = None
-    torch.stack([x, x], dim=1).backward(pair := case.tensor(2, 2, 3))
+    stacked = torch.stack([x, x], dim=1)
+    assert np.array_equal(array(stacked), np.stack([array(x), array(x)], axis=1))
+    stacked.backward(pair := case.tensor(2, 2, 3))
     case.same(x.grad, pair[:, 0] + pair[:, 1])
 
 

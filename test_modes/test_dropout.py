@@ -117,14 +117,18 @@ def test_dropout_alone_goes_back_to_train(case):
 # -- train mode --------------------------------------------------------------------------------------------------------
 
 
+def drops(case, y, x, p):
+    """Dropout turned x, without zeros, into y."""
+    # Half an eps each for 1 - p, its inverse and the product, and for one step more on a device that has one: k = 2
+    case.close(y, reference.dropout(array(x), array(y) != 0, p), k=2)
+
+
 @claim("dropout.train.survivors-scaled")
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided", "expanded"))
 @pytest.mark.parametrize("p", PROBABILITIES)
 def test_survivors_are_scaled(case, p):
     x = case.tensor(37, 31)
-    y = case.module(nn.Dropout, p=p)(x)
-    # Half an eps each for 1 - p, its inverse and the product, and for one step more on a device that has one: k = 2
-    case.close(y, reference.dropout(array(x), array(y) != 0, p), k=2)
+    drops(case, case.module(nn.Dropout, p=p)(x), x, p)
 
 
 @claim("dropout.train.multiplies-by-p")
@@ -239,9 +243,11 @@ def test_training_leaves_its_input_alone(case, cls):
 @pytest.mark.parametrize("cls", [nn.Dropout, nn.AlphaDropout])
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (2, 1, 3, 1, 2, 2)], ids=str)
 def test_any_shape_comes_back(case, cls, shape):
-    y = case.module(cls, p=0.3)(case.tensor(*shape))
+    x = case.tensor_of(case.rng.uniform(0.5, 3, shape))
+    y = case.module(cls, p=0.3)(x)
     assert y.shape == shape
     assert y.dtype == case.dtype
+    (drops if cls is nn.Dropout else drops_to_saturation)(case, y, x, 0.3)
 
 
 @claim("dropout.train.any-shape")
@@ -600,15 +606,19 @@ def alpha_scale(x, p):
     return reference.alpha_constants(p)[0] * (abs(x) - reference.SATURATION)
 
 
+def drops_to_saturation(case, y, x, p):
+    """AlphaDropout turned x, of at least -1, into y."""
+    kept = array(y) > between_dropped_and_kept(p)
+    # Three roundings of a x, four of the constants, one of the sum, half an eps each, none above 5 / 2 in all
+    case.close(y, reference.alpha_dropout(array(x), kept, p), k=2.5, scale=alpha_scale(array(x), p))
+
+
 @claim("dropout.alpha.formula")
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
 @pytest.mark.parametrize("p", PROBABILITIES)
 def test_alpha_dropout_follows_its_formula(case, p):
     x = case.tensor_of(case.rng.uniform(-1, 3, (17, 31)))
-    y = case.module(nn.AlphaDropout, p=p)(x)
-    kept = array(y) > between_dropped_and_kept(p)
-    # Three roundings of a x, four of the constants, one of the sum, half an eps each, none above 5 / 2 in all
-    case.close(y, reference.alpha_dropout(array(x), kept, p), k=2.5, scale=alpha_scale(array(x), p))
+    drops_to_saturation(case, case.module(nn.AlphaDropout, p=p)(x), x, p)
 
 
 @claim("dropout.alpha.rate")

@@ -61,6 +61,7 @@ def test_modes_are_alike_and_nothing_is_kept(case, name):
 
 
 @claim("norms.common.nan-stays-in-its-sample")
+@axes(dtype=FLOATING)
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "LocalResponseNorm"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_nan_is_not_swallowed(case, name, value):

@@ -62,7 +62,9 @@ def test_the_norm_reaches_the_end_of_a_long_gradient(case, foreach, p, norm):
     for parameter, last in zip(parameters, (4.0, 3.0), strict=True):
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad[-1] = last
-    case.close(clip(case, clip_grad_norm_, parameters, 9.0, norm_type=p, foreach=foreach), norm, k=2)
+    case.close(clip(case, clip_grad_norm_, parameters, 0.5, norm_type=p, foreach=foreach), norm, k=2)
+    for parameter, last in zip(parameters, (4.0, 3.0), strict=True):
+        case.close(parameter.grad[-1], last * reference.coefficient(norm, 0.5), k=4)
 
 
 @claim("clipping.norm.law")
