@@ -31,6 +31,19 @@ def scores_unscaled(patch):
     sdpa(patch, lambda original, q, *rest, **o: original(q * q.shape[-1] ** 0.5, *rest, **o))
 
 
+@mutant("attention.sdpa.long-mean")
+def keys_added_up_in_the_dtype(patch):
+    """Adds one weighted value after the other to a sum in the dtype of the values."""
+
+    def one_by_one(original, q, k, v):
+        total = torch.zeros_like(q)
+        for weight, value in zip(torch.softmax(q @ k.mT, -1).unbind(-1), v.unbind(-2), strict=True):
+            total = total + weight[..., None] * value[..., None, :]
+        return total
+
+    sdpa(patch, one_by_one)
+
+
 @mutant("attention.sdpa.scale")
 def scale_ignored(patch):
     """Takes scale and does not use it."""

@@ -16,7 +16,7 @@ from test_attention.attending import (
     sdpa,
     within,
 )
-from torch_conformance.axes import FLOATING, PRECISE
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
@@ -44,6 +44,13 @@ def test_sdpa_follows_its_formula(case, size):
 def test_sdpa_takes_any_leading_axes(case, rank):
     q, k, v = (case.tensor(*[1, 2, 1][: rank - 2], *shape) for shape in [(5, 4), (7, 4), (7, 3)])
     within(case, sdpa(case, q, k, v), reference.attention(*rounded(q, k, v)))
+
+
+@claim("attention.sdpa.long-mean")
+@axes(dtype=REDUCED)
+def test_the_mean_of_many_ones_is_one(case):
+    q, k, v = queries_keys_values(case, 1, 2, 3, 1041, 5)
+    case.close(sdpa(case, q, k, torch.ones_like(v)), np.ones(q.shape), k=2)  # weights are rounded, and the result
 
 
 @claim("attention.sdpa.gradient")
