@@ -13,6 +13,7 @@ from specs.reference import autograd as reference
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 SHAPES = [(1,), (9, 131)]  # below and beyond a vector register, with an odd tail
 POSITIVE = {"log", "log2", "log1p", "sqrt", "rsqrt", "pow", "reciprocal"}
@@ -74,6 +75,34 @@ def test_elementary_functions_have_their_value_and_derivative(case, name):
         case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
 
 
+@claim("autograd.gradient.elementary-functions")
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu_tanh", "exp"])
+def test_every_thread_computes_value_and_derivative(case, name):
+    x, g = case.tensor(313, 131, requires_grad=True), case.tensor(313, 131)
+    with switched("threads", 2):
+        y = case.function(function_named(name))(x)
+        y.backward(g)
+    value, slope = (f(array(x)) for f in reference.FUNCTIONS[name])
+    case.close(y, value, k=8, scale=value_sizes(name, array(x), value))  # as above
+    case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
+
+
+@claim("autograd.gradient.softmax")
+@pytest.mark.parametrize("dim", [0, 1])
+def test_every_thread_computes_softmax_and_its_gradient(case, dim):
+    x, g = (case.tensor(521, 67).movedim(1, dim).requires_grad_() for _ in range(2))
+    with switched("threads", 2):
+        y = case.function(torch.softmax)(x, dim)
+        y.backward(g)
+    vx, vg = (np.moveaxis(array(t), dim, -1) for t in (x, g))
+    s, logs = reference.softmax(vx), reference.log_softmax(vx)
+    scale = s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True)) * (1 + abs(logs))
+    case.close(y, np.moveaxis(s, -1, dim), k=67 + 8, scale=np.moveaxis(s * (1 + abs(logs)), -1, dim))  # as above
+    case.close(
+        x.grad, np.moveaxis(reference.softmax_gradient(vx, vg), -1, dim), k=2 * 75, scale=np.moveaxis(scale, -1, dim)
+    )
+
+
 IN_PLACE = {
     "elu": lambda x: F.elu(x, ALPHA, inplace=True),
     "leaky_relu": lambda x: F.leaky_relu(x, SLOPE, inplace=True),
@@ -129,8 +158,8 @@ def test_zero_to_any_power_has_no_slope(case):
 
 
 @claim("autograd.gradient.binary-functions")
-@axes(dtype=PRECISE)
-@pytest.mark.parametrize("shape", [(6, 5), (3, 5, 7)], ids=str)
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
+@pytest.mark.parametrize("shape", [(6, 5), (31, 5, 7)], ids=str)
 def test_every_channel_of_prelu_has_its_slope(case, shape):
     x, w, g = case.tensor(*shape, requires_grad=True), case.tensor(5, requires_grad=True), case.tensor(*shape)
     y = case.function(F.prelu)(x, w)
@@ -139,7 +168,7 @@ def test_every_channel_of_prelu_has_its_slope(case, shape):
     case.close(y, array(x) * np.where(array(x) > 0, 1, slope), k=1)
     case.close(x.grad, array(g) * np.where(array(x) > 0, 1, slope), k=1)
     terms = np.where(array(x) > 0, 0, array(x) * array(g)).swapaxes(0, 1).reshape(5, -1)
-    case.close(w.grad, terms.sum(1), k=12, scale=abs(terms).sum(1))  # a sum of 21 products at most
+    case.close(w.grad, terms.sum(1), k=terms.shape[1] / 2 + 2, scale=abs(terms).sum(1))  # a sum of products
 
 
 BINARY = {

@@ -691,7 +691,7 @@ def test_rrelu_passes_what_is_positive(case, training):
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
 @pytest.mark.parametrize("bounds", [(0.1, 0.3), (-0.5, 2.0), (0.2, 0.2)], ids=str)
 def test_rrelu_slopes_lie_between_the_bounds(case, bounds):
-    x = case.tensor_of(case.rng.uniform(-3, -0.1, (17, 31)))
+    x = case.tensor_of(case.rng.uniform(-3, -0.1, (37, 31)))
     y = case.module(nn.RReLU, *bounds)(x)
     slopes = array(y) / array(x)
     case.close(y, array(x) * np.clip(slopes, *bounds), k=1.5)  # the slope and the product, and the bound in its dtype
@@ -715,7 +715,7 @@ def test_rrelu_slopes_are_uniform(case, share):
 @axes(dtype=FLOATING, layout=("contiguous", "transposed"))
 @pytest.mark.parametrize("bounds", [(0.1, 0.3), (0.2, 0.2)], ids=str)
 def test_rrelu_gradient_is_the_slope(case, bounds):
-    x, gradient = case.tensor(17, 31, requires_grad=True), case.tensor(17, 31)
+    x, gradient = case.tensor(37, 31, requires_grad=True), case.tensor(37, 31)
     y = case.module(nn.RReLU, *bounds)(x)
     y.backward(gradient)
     case.close(x.grad, array(gradient) * array(y) / array(x), k=1.5)  # a product in each pass, and their quotient
@@ -725,11 +725,11 @@ def test_rrelu_gradient_is_the_slope(case, bounds):
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
 @pytest.mark.parametrize("bounds", [(0.1, 0.3), (-0.5, 2.0)], ids=str)
 def test_rrelu_takes_the_mean_slope_in_eval(case, bounds):
-    layer, x = case.module(nn.RReLU, *bounds).eval(), case.tensor(17, 31, requires_grad=True)
+    layer, x = case.module(nn.RReLU, *bounds).eval(), case.tensor(37, 31, requires_grad=True)
     with case.unchanged(x=x):
         y = layer(x)
     case.close(y, reference.rrelu(array(x), *bounds), k=1.5)  # the sum of the bounds, the slope, the product
-    y.backward(gradient := case.tensor(17, 31))
+    y.backward(gradient := case.tensor(37, 31))
     slope = np.where(array(x) > 0, 1.0, sum(bounds) / 2)
     case.close(x.grad, array(gradient) * slope, k=1.5)
 

@@ -144,6 +144,15 @@ def test_gradients_where_strides_fit_either_layout(case, affine):
     backward(case, case.module(nn.GroupNorm, 2, 6, eps=0.1, affine=affine), x, g)
 
 
+@claim("norms.groupnorm.formula", "norms.groupnorm.gradients")
+@axes(layout=("contiguous", "channels_last"))
+def test_every_thread_keeps_the_law(case):
+    layer, x = case.module(nn.GroupNorm, 3, 6, eps=0.1), case.tensor(23, 6, 31, 11, requires_grad=True)
+    with switched("threads", 2):
+        judge(case, layer(x), x, layer)
+        backward(case, layer, x, case.tensor(23, 6, 31, 11))
+
+
 @claim("norms.groupnorm.gradients")
 @frozen
 def test_what_needs_no_gradient_gets_none(case, frozen):

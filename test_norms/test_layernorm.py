@@ -11,6 +11,7 @@ from test_norms.freezing import frozen, the_others_keep_theirs
 from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
+from torch_conformance.switches import switched
 
 SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 1101]
 SHAPES = [(5,), (3, 5), (4, 3, 5), (1, 1), (2, 3, 1, 5)]
@@ -140,8 +141,17 @@ def test_gradients(case, shape):
     backward(case, layer, case.tensor(*shape, requires_grad=True), case.tensor(*shape))
 
 
+@claim("norms.layernorm.formula", "norms.layernorm.gradients")
+@axes(dtype=("float32", "bfloat16"))
+def test_every_thread_keeps_the_law(case):
+    layer, x = case.module(nn.LayerNorm, 67, eps=0.1), case.tensor(601, 67, requires_grad=True)
+    with switched("threads", 2):
+        judge(case, layer(x), x, layer)
+        backward(case, layer, x, case.tensor(601, 67))
+
+
 @claim("norms.layernorm.gradients")
-@axes(dtype=PRECISE, layout=("contiguous", "transposed", "strided", "channels_last"))
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided", "channels_last"))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_over_many_dimensions(case, shape):
     layer = case.module(nn.LayerNorm, shape, eps=0.1)
