@@ -787,10 +787,38 @@ def silu_is_the_sigmoid(patch):
     patch.kernel("silu", torch.sigmoid)
 
 
+@mutant("autograd.gradient.nan-passes")
+def relu_takes_nan_for_negative(patch):
+    """Keeps what is above zero, as a comparison does, for which NaN is not."""
+    patch.kernel("relu", lambda x: torch.where(x > 0, x, torch.zeros_like(x)))
+
+
+@mutant("autograd.gradient.nan-passes")
+def softmax_of_what_is_a_number(patch):
+    """Leaves NaN out of the greatest value and of the sum."""
+
+    def softmax(x, dim, half):
+        weights = torch.exp(x - x.nan_to_num(-torch.inf).amax(dim, True))
+        return weights / weights.nansum(dim, True)
+
+    patch.kernel("_softmax", softmax)
+
+
 @mutant("autograd.gradient.binary-functions")
 def atan2_knows_no_quadrants(patch):
     """Takes the angle from the quotient alone; the derivative is the same."""
     patch.kernel("atan2", lambda x, y: torch.atan(x / y))
+
+
+@mutant("autograd.loss.nan-passes")
+def losses_of_nan_are_left_out(patch):
+    """Counts what is NaN as no loss, so that training goes on without a word."""
+
+    def mse_loss(x, target, reduction=1):
+        losses = ((x - target) ** 2).nan_to_num()
+        return (losses, losses.mean(), losses.sum())[reduction]
+
+    patch.kernel("mse_loss", mse_loss)
 
 
 @mutant("autograd.loss.bce-clamped")

@@ -403,6 +403,17 @@ def fused_skips_the_tail(patch):
     patch.wrap(torch, "_fused_adam_", kernel)
 
 
+@mutant("optim.paths.nan-stays-in-its-element")
+def greatest_moment_ignores_nan(patch):
+    """Takes the greater of two by a comparison, in which NaN is never greater."""
+
+    def maximum(original, greatest, moments):
+        for one, other in zip(greatest, moments, strict=True):
+            one.copy_(torch.fmax(one, other))
+
+    patch.wrap(torch, "_foreach_maximum_", maximum)
+
+
 @mutant("optim.paths.many-tensors")
 def foreach_loses_the_last_of_many(patch):
     """Launches a kernel for every 32 tensors, and none for the rest."""

@@ -103,6 +103,26 @@ def test_every_thread_computes_softmax_and_its_gradient(case, dim):
     )
 
 
+@claim("autograd.gradient.nan-passes")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("name", reference.FUNCTIONS)
+def test_elementary_functions_of_nan_are_nan(case, name):
+    x = case.tensor_of(case.rng.uniform(0.3, 3, 35))
+    x[[3, -1]] = math.nan
+    assert array(case.function(function_named(name))(x).isnan()).nonzero()[0].tolist() == [3, 34]
+
+
+@claim("autograd.gradient.nan-passes")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_a_row_with_nan_has_no_softmax(case, name, dim):
+    x = case.tensor(5, 35)
+    x[3, [1, -1]] = math.nan
+    y = case.function(getattr(torch, name))(x.movedim(1, dim), dim).movedim(dim, 1)
+    assert array(y.isnan()).any(1).tolist() == array(y.isnan()).all(1).tolist() == [False, False, False, True, False]
+
+
 IN_PLACE = {
     "elu": lambda x: F.elu(x, ALPHA, inplace=True),
     "leaky_relu": lambda x: F.leaky_relu(x, SLOPE, inplace=True),

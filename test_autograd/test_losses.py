@@ -68,6 +68,18 @@ def test_the_loss_of_each_element_and_its_gradient(case, name):
         case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * slope_scale)
 
 
+@claim("autograd.loss.nan-passes")
+@axes(dtype=FLOATING)
+@pytest.mark.filterwarnings("ignore:reduction. .mean")
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "bce"])  # which refuses what is not in [0, 1]
+def test_the_loss_of_nan_is_nan(case, name):
+    x, t = operands(case, name, (35,))
+    x = x.detach().index_fill(0, torch.tensor([3, 34], device=case.device), torch.nan)
+    losses = case.function(CALLS[name])(x, t, reduction="none")
+    assert array(losses.isnan()).nonzero()[0].tolist() == [3, 34]
+    assert all(case.function(CALLS[name])(x, t, reduction=how).isnan() for how in ("sum", "mean"))
+
+
 @claim("autograd.loss.reductions")
 @axes(dtype=FLOATING)
 @pytest.mark.filterwarnings("ignore:reduction. .mean")

@@ -106,6 +106,21 @@ def test_the_last_of_many_parameters_steps_like_the_first(case, name, path):
     follows(case, optimizer, parameters, law_of(case, name), USUAL[name])
 
 
+@claim("optim.paths.nan-stays-in-its-element")
+@pytest.mark.parametrize(("name", "path"), [pair for pair in every.args[1] if pair[0] != "Rprop"])
+def test_nan_stays_in_its_element(case, name, path):
+    """Of the gradient: in the parameter, and in what is remembered of it. For Rprop the sign of NaN is 0."""
+    (parameter,) = parameters_of(case, [(35,)])
+    optimizer = build(case, name, [parameter], path, **USUAL[name])
+    for _ in range(2):
+        give_gradients(case, [parameter])
+        parameter.grad[[3, -1]] = torch.nan
+        optimizer.step()
+    state = [value for value in optimizer.state[parameter].values() if getattr(value, "shape", ()) == parameter.shape]
+    for values in (parameter.detach(), *state):
+        assert array(values.isnan()).nonzero()[0].tolist() == [3, 34]
+
+
 @claim("optim.paths.mixed-dtypes")
 @every
 def test_one_group_holds_parameters_of_several_dtypes(case, name, path):
