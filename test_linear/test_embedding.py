@@ -180,7 +180,7 @@ def test_a_padding_row_outside_is_refused(case, cls, padding):
 
 
 @claim("linear.embeddingbag.formula")
-@axes(dtype=PRECISE)
+@axes(dtype=FLOATING)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_are_reduced_and_empty_ones_are_zero(case, mode, last):
@@ -190,12 +190,11 @@ def test_bags_are_reduced_and_empty_ones_are_zero(case, mode, last):
     law = np.array(ids), np.array(starts), mode, np.ones(7)
     scale = reference.bags(abs(array(layer.weight)), *law)
     case.close(y, reference.bags(array(layer.weight), *law), k=0 if mode == "max" else 3, scale=scale)  # three terms
-    with torch.no_grad():
-        case.same(layer(indices(case, ids), indices(case, starts + [7] * last)), y)
+    case.same(layer.requires_grad_(False)(indices(case, ids), indices(case, starts + [7] * last)), y)
 
 
 @claim("linear.embeddingbag.gradient")
-@axes(dtype=PRECISE)
+@axes(dtype=FLOATING)
 @pytest.mark.parametrize("padding", [None, 4])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_a_row_adds_up_its_shares_of_the_bags(case, mode, padding):

@@ -19,7 +19,8 @@ LACKS = re.compile(
     r"|not (currently )?(implemented|supported) (for|on) (the |this )?(device|backend|'?\w+'? backend)"
     r"|already associated to a python object of type"
     r"|No backend type associated with device type"
-    r"|(does not|doesn't) support (float64|Half|BFloat16)",
+    r"|(does not|doesn't) support (float64|Half|BFloat16)"
+    r"|scalar types: [\w, ]+; but got \w*(Half|BFloat16)",
     re.IGNORECASE,
 )
 REFUSED_BY_VIAS = re.compile(
