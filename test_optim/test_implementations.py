@@ -109,7 +109,7 @@ def test_the_last_of_many_parameters_steps_like_the_first(case, name, path):
 @claim("optim.paths.nan-stays-in-its-element")
 @pytest.mark.parametrize(("name", "path"), [pair for pair in every.args[1] if pair[0] != "Rprop"])
 def test_nan_stays_in_its_element(case, name, path):
-    """Of the gradient: in the parameter, and in what is remembered of it. For Rprop the sign of NaN is 0."""
+    """Of the gradient: in the parameter, and in what is remembered of it."""
     (parameter,) = parameters_of(case, [(35,)])
     optimizer = build(case, name, [parameter], path, **USUAL[name])
     for _ in range(2):
@@ -119,6 +119,17 @@ def test_nan_stays_in_its_element(case, name, path):
     state = [value for value in optimizer.state[parameter].values() if getattr(value, "shape", ()) == parameter.shape]
     for values in (parameter.detach(), *state):
         assert array(values.isnan()).nonzero()[0].tolist() == [3, 34]
+
+
+@claim("optim.paths.nan-stays-in-its-element")
+@loops
+def test_rprop_stays_where_the_gradient_is_nan(case, path):
+    (parameter,) = parameters_of(case, [(35,)])
+    optimizer, before = build(case, "Rprop", [parameter], path, **USUAL["Rprop"]), parameter.detach().clone()
+    give_gradients(case, [parameter])
+    parameter.grad[[3, -1]] = torch.nan
+    optimizer.step()
+    assert array(parameter == before).nonzero()[0].tolist() == [3, 34]
 
 
 @claim("optim.paths.mixed-dtypes")
