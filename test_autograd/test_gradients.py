@@ -1,6 +1,7 @@
 """Gradients: derivatives of the elementary functions, sums and views, and what is returned where there is none."""
 
 import contextlib
+import functools
 import math
 
 import numpy as np
@@ -210,11 +211,10 @@ def test_binary_functions_have_their_value_and_two_derivatives(case, name):
         g = case.tensor(*shape)
         z = case.function(getattr(torch, name))(x, y)
         z.backward(g)
-        case.close(
-            z, BINARY[name](array(x), array(y)), k=6
-        )  # at most two squares, a sum, a root, a quotient, a product
+        # At most two squares, a sum, a root, a quotient and a product, for the value and for each derivative
+        case.close(z, BINARY[name](array(x), array(y)), k=6)
         for leaf, slope in zip((x, y), binary_slopes(name, array(x), array(y)), strict=True):
-            case.close(leaf.grad, array(g) * slope, k=6)  # as many
+            case.close(leaf.grad, array(g) * slope, k=6)
 
 
 def binary_slopes(name, x, y):
@@ -273,10 +273,10 @@ def test_sum_and_mean_spread_the_gradient(case, dim, keepdim):
         y = getattr(x, name)(**kept)
         g, x.grad = case.tensor(*y.shape), None
         y.backward(g)
-        law = getattr(np, name), {"axis": dim, "keepdims": bool(kept) and keepdim}
+        law = functools.partial(getattr(np, name), axis=dim, keepdims=kept.get("keepdim", False))
         # a sum of 105 terms at most, which low precision adds up in float32, the quotient, and what is rounded last
         terms = 105 * min(1, eps(torch.float32) / eps(case.dtype)) / 2 + 1.5
-        case.close(y, law[0](array(x), **law[1]), k=terms, scale=law[0](abs(array(x)), **law[1]))
+        case.close(y, law(array(x)), k=terms, scale=law(abs(array(x))))
         full = array(g) if keepdim and dim is not None else array(g).reshape(array(x).sum(dim, keepdims=True).shape)
         case.close(x.grad, np.broadcast_to(full / number, x.shape), k=1)  # the quotient, at most by a rounded inverse
 
