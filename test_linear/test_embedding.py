@@ -27,6 +27,16 @@ def test_looks_up_rows_bit_by_bit(case, values, kind):
     case.same(layer(ids), layer.weight.detach()[ids.long()])
 
 
+@claim("linear.embedding.lookup", "linear.embeddingbag.formula")
+@axes(layout=("transposed", "strided", "expanded"))
+def test_a_table_of_any_layout_is_read(case):
+    table = case.tensor(6, 37)
+    rows = array(table)[IDS]
+    assert np.array_equal(array(F.embedding(indices(case), table)), rows)
+    bags = F.embedding_bag(indices(case), table, mode="sum")
+    case.close(bags, rows.sum(1), k=3, scale=abs(rows).sum(1))  # three terms
+
+
 @claim("linear.embedding.one-hot")
 @axes(dtype=PRECISE)
 def test_is_a_linear_map_of_one_hot_vectors(case):
