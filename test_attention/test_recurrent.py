@@ -158,8 +158,8 @@ def test_gru_follows_its_formula(case):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("cls", [*CELLS, RELU_CELL], ids=name)
 def test_cells_take_one_step(case, cls, bias):
-    cell = case.module(cls, WIDTH, HIDDEN, bias=bias)
-    x, states = case.tensor(7, WIDTH), states_for(case, cls, 7, HIDDEN)
+    cell = case.module(cls, WIDTH, 37, bias=bias)
+    x, states = case.tensor(7, WIDTH), states_for(case, cls, 7, 37)
     end = as_tuple(cell(x, as_argument(states)))
     within(case, end, STEPS[cls](*rounded([x]), rounded(states), parameters(cell)))
     alone = as_tuple(cell(x[2], as_argument([s[2] for s in states])))
@@ -342,7 +342,7 @@ def test_batch_first_moves_the_batch_axis_of_the_sequences_alone(case, cls):
     usual = cls(WIDTH, HIDDEN, 2, bidirectional=True, device=case.device)
     usual.load_state_dict(layer.state_dict())
     assert usual.batch_first is False
-    x, states = case.tensor(3, 4, WIDTH), states_for(case, cls, 4, 3, HIDDEN)
+    x, states = case.tensor(19, 4, WIDTH), states_for(case, cls, 4, 19, HIDDEN)
     y, end = layer(x, as_argument(states))
     wanted, final = law(cls, usual, x.transpose(0, 1), states, layers=2, directions=2)
     within(case, (y.transpose(0, 1), *as_tuple(end)), (wanted, *final))

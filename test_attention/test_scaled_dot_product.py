@@ -46,6 +46,19 @@ def test_sdpa_takes_any_leading_axes(case, rank):
     within(case, sdpa(case, q, k, v), reference.attention(*rounded(q, k, v)))
 
 
+@claim("attention.sdpa.formula", "attention.sdpa.gradient")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("width", [1, 7, 17, 33, 65])
+def test_each_query_finds_its_key(case, width):
+    """Keys along the axes, so far out that a query sees one alone; no dimension, no key and no query is left out."""
+    far = 24 * case.tensor_of(np.eye(width)[None, None])
+    v, g = (case.tensor(1, 1, width, width) for _ in range(2))
+    y = sdpa(case, far, far, v.requires_grad_())
+    y.backward(g)
+    case.close(y, array(v), k=1)  # the other weights are below exp(-24^2 / 65^0.5) < 2^-64
+    case.close(v.grad, array(g), k=24**2 / width**0.5 + 1)  # weights anew, from rounded differences of scores
+
+
 @claim("attention.sdpa.long-mean")
 @axes(dtype=REDUCED)
 def test_the_mean_of_many_ones_is_one(case):
@@ -112,7 +125,9 @@ def test_large_scores_do_not_overflow(case, wide):
 def test_true_lets_the_query_attend(case, shape):
     q, k, v = queries_keys_values(case, 2, 3, 5, 17, 4)
     out = hidden(case, *shape)
-    within(case, sdpa(case, q, k, v, ~out), reference.attention(*rounded(q, k, v), additive(out)))
+    law = reference.attention(*rounded(q, k, v), additive(out))
+    for given in (~out, ~out.mT.contiguous().mT):
+        within(case, sdpa(case, q, k, v, given), law)
 
 
 @claim("attention.sdpa.float-mask")
@@ -123,7 +138,9 @@ def test_a_float_mask_is_added(case, shape, rank):
     q, k, v = (t[0] if rank == 3 else t for t in queries_keys_values(case, 2, 3, 5, 17, 4))
     mask = case.tensor(*shape)
     mask[..., 3] = -torch.inf
-    within(case, sdpa(case, q, k, v, mask), reference.attention(*rounded(q, k, v), array(mask)))
+    law = reference.attention(*rounded(q, k, v), array(mask))
+    for given in (mask, mask.mT.contiguous().mT):
+        within(case, sdpa(case, q, k, v, given), law)
 
 
 @claim("attention.sdpa.mask-of-one-column")

@@ -230,6 +230,10 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(case):
     F.cross_entropy(x, target, label_smoothing=0.3).backward()
     wanted = 0.7 * np.eye(5)[array(target)] + 0.3 / 5
     case.close(x.grad, (reference.softmax(array(x)) - wanted) / 6, k=5 + 6, scale=(size + 0.06) / 6)  # two more
+    x.grad, target[2] = None, 5
+    F.cross_entropy(x, target, label_smoothing=0.3, ignore_index=5).backward()
+    wanted = (reference.softmax(array(x)) - wanted) / 5 * (np.arange(6) != 2)[:, None]
+    case.close(x.grad, wanted, k=5 + 6, scale=(size + 0.06) / 5)
 
 
 @claim("autograd.loss.bad-reduction")

@@ -53,6 +53,7 @@ def is_uniform(case, tensor, bound):
 
 
 def is_normal(case, tensor, std, mean=0.0):
+    assert abs(array(tensor) - mean).max() < 8 * std  # of a thousand draws, one lies beyond that once in 1e12
     draws(case, tensor, reference.normal_cells(mean, std))
     draws(case, tensor, reference.normal_cells(mean, std, 2))
 
@@ -97,18 +98,28 @@ def test_constants(case):
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize(("low", "high"), [(-3.0, 1.5), (2.0, 2.5)])
 def test_uniform(case, low, high):
-    x = init.uniform_(case.tensor(1103), low, high)
-    assert low <= x.min()
-    assert x.max() <= high
-    draws(case, x, reference.uniform_cells(low, high))
+    for x in (case.tensor(1103), case.tensor(29, 38).t()):
+        init.uniform_(x, low, high)
+        assert low <= x.min()
+        assert x.max() <= high
+        draws(case, x, reference.uniform_cells(low, high))
+
+
+@claim("init.functions.uniform")
+@axes(dtype=REDUCED)
+def test_uniform_keeps_its_bounds_in_low_precision(case):
+    x = init.uniform_(case.tensor(1103), 2.0, 2.5)
+    assert x.min() >= 2.0
+    assert x.max() <= 2.5
 
 
 @claim("init.functions.normal")
 @axes(dtype=PRECISE)
 def test_normal(case):
-    is_normal(case, init.normal_(case.tensor(1103), 2.0, 0.3), 0.3, mean=2.0)
-    small = torch.cat([init.normal_(case.tensor(7), 2.0, 0.3) for _ in range(99)])  # drawn one by one
-    is_normal(case, small, 0.3, mean=2.0)
+    is_normal(case, init.normal_(case.tensor(1103), -3.0, 0.3), 0.3, mean=-3.0)
+    is_normal(case, init.normal_(case.tensor(29, 38).t(), -3.0, 0.3), 0.3, mean=-3.0)
+    small = torch.cat([init.normal_(case.tensor(7), -3.0, 0.3) for _ in range(99)])  # drawn one by one
+    is_normal(case, small, 0.3, mean=-3.0)
 
 
 @claim("init.functions.independent")
@@ -172,10 +183,11 @@ def test_options_left_out_are_those_documented(case):
 )
 def test_truncated_normal_keeps_its_bounds_and_its_distribution(case, mean, std, low, width):
     high = low + width
-    x = init.trunc_normal_(case.tensor(997), mean, std, low, high)
-    slack = 4 * torch.finfo(x.dtype).eps * max(abs(low), abs(high))
-    assert low - slack <= array(x).min() <= array(x).max() <= high + slack
-    draws(case, x, reference.truncated_cells(mean, std, low, high))
+    for x in (case.tensor(997), case.tensor(29, 38).t()):
+        init.trunc_normal_(x, mean, std, low, high)
+        slack = 4 * torch.finfo(x.dtype).eps * max(abs(low), abs(high))
+        assert low - slack <= array(x).min() <= array(x).max() <= high + slack
+        draws(case, x, reference.truncated_cells(mean, std, low, high))
 
 
 @claim("init.truncnormal.warns-of-a-far-mean")

@@ -251,6 +251,14 @@ def test_any_shape_comes_back(case, cls, shape):
 
 
 @claim("dropout.train.any-shape")
+@axes(dtype=FLOATING)
+def test_a_number_is_dropped_now_and_then(case):
+    layer, x = case.module(nn.Dropout, p=0.4), case.tensor()
+    ys = case.draws(lambda: layer(x), 53)  # 2 0.6^53 < 1e-9
+    assert 0 < int((ys == 0).sum()) < 53
+
+
+@claim("dropout.train.any-shape")
 @pytest.mark.parametrize("cls", [*CHANNELWISE, nn.FeatureAlphaDropout])
 @pytest.mark.parametrize("empty", [0, 1, 2])
 def test_no_channels_come_back(case, cls, empty):
@@ -506,7 +514,10 @@ def test_functional_forms_can_be_overridden(case, cls, flag):
 def test_whole_channels_are_dropped(case, cls):
     x = case.tensor(*shape_for(cls))
     y = case.module(cls, p=0.3)(x)
-    case.close(y, reference.dropout(array(x), by_channel(array(y) != 0), 0.3), k=2)  # as in Dropout
+    kept = by_channel(array(y) != 0)
+    case.close(y, reference.dropout(array(x), kept, 0.3), k=2)  # as in Dropout
+    for axis in (0, 1):  # by chance all 17 samples are whole once in (0.3^5 + 0.7^5)^-17 > 1e13, all 5 channels alike
+        assert (kept.any(axis) != kept.all(axis)).any()
 
 
 @claim("dropout.channel.rate")

@@ -146,6 +146,18 @@ def test_training_in_every_thread(case, n):
     close_to_train_gradients(case, layer, x, gradient)
 
 
+@claim("batchnorm.train.any-size", "batchnorm.gradient.input")
+@axes(dtype=FLOATING)
+def test_many_samples_of_one_place(case):
+    layer, x = case.module(nn.BatchNorm1d, 3, eps=EPS, momentum=0.7), case.tensor(601, 3, loc=0.5, requires_grad=True)
+    before = statistics(layer)
+    y = layer(x)
+    y.backward(gradient := case.tensor(601, 3))
+    close_to_train(case, y, x, *affine(layer), EPS)
+    close_to_updated(case, layer, before, x, 0.7)
+    close_to_train_gradients(case, layer, x, gradient)
+
+
 @claim("batchnorm.train.statistics-over-positions")
 @axes(dtype=PRECISE)
 @inputs

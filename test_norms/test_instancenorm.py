@@ -170,7 +170,7 @@ def test_track_running_stats_brings_buffers(case, cls):
 
 
 @claim("norms.instancenorm.running-update")
-@axes(dtype=PRECISE)
+@axes(dtype=PRECISE, layout=("contiguous", "channels_last"))
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(("momentum", "samples"), [(0.3, 3), (1.0, 1)])
 def test_training_moves_the_running_statistics(case, cls, momentum, samples):

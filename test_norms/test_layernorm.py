@@ -97,7 +97,7 @@ def test_default_eps_is_1e_5(case, make):
 
 @claim("norms.layernorm.large-offset")
 @axes(dtype=PRECISE, layout=("contiguous", "strided"))
-@pytest.mark.parametrize("size", [17, 64, 129])
+@pytest.mark.parametrize("size", [17, 64, 129, 1101])
 def test_a_large_mean_costs_no_more_than_its_conditioning(case, size):
     layer, x = case.module(nn.LayerNorm, size, eps=1e-3), case.tensor(3, size, loc=1000)
     judge(case, layer(x), x, layer)
@@ -139,6 +139,14 @@ def test_a_long_constant_row_gives_zeros(case):
 def test_gradients(case, shape):
     layer = case.module(nn.LayerNorm, shape[1], eps=0.1)
     backward(case, layer, case.tensor(*shape, requires_grad=True), case.tensor(*shape))
+
+
+@claim("norms.layernorm.formula", "norms.layernorm.gradients")
+@axes(dtype=FLOATING)
+def test_transposed_matrices_are_standardised(case):
+    layer, x = case.module(nn.LayerNorm, (5, 7), eps=0.1), case.tensor(4, 7, 5).mT.requires_grad_()
+    judge(case, layer(x), x, layer)
+    backward(case, layer, x, case.tensor(4, 7, 5).mT)
 
 
 @claim("norms.layernorm.formula", "norms.layernorm.gradients")

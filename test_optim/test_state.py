@@ -55,6 +55,17 @@ def test_a_step_changes_parameters_in_place_and_nothing_else(case, name, path):
 
 
 @claim("optim.step.spoils-older-graphs")
+@loops
+@names
+def test_a_step_counts_up_the_version_of_every_parameter(case, name, path):
+    parameters, optimizer = trained(case, name, path, 1)
+    versions = [p._version for p in parameters]
+    give_gradients(case, parameters)
+    optimizer.step()
+    assert all(p._version > version for p, version in zip(parameters, versions, strict=True))
+
+
+@claim("optim.step.spoils-older-graphs")
 def test_a_graph_from_before_the_step_cannot_go_backward(case):
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(case.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
