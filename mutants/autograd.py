@@ -787,6 +787,12 @@ def silu_is_the_sigmoid(patch):
     patch.kernel("silu", torch.sigmoid)
 
 
+@mutant("autograd.reduction.in-the-dtype-asked-for")
+def sums_are_converted_afterwards(patch):
+    """Adds up in the dtype of the terms and converts the sum."""
+    patch.wrap(torch.Tensor, "sum", lambda original, x, *args, dtype=None: original(x, *args).to(dtype or x.dtype))
+
+
 @mutant("autograd.gradient.nan-passes")
 def relu_takes_nan_for_negative(patch):
     """Keeps what is above zero, as a comparison does, for which NaN is not."""

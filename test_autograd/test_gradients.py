@@ -1,6 +1,7 @@
 """Gradients: derivatives of the elementary functions, sums and views, and what is returned where there is none."""
 
 import contextlib
+import copy
 import functools
 import math
 
@@ -425,6 +426,21 @@ def test_copies_keep_every_element(case, shape, copy):
     case.same(x.grad, g)
 
 
+@claim("autograd.gradient.copies")
+def test_a_row_is_copied_to_every_row_and_a_deep_copy_is_whole(case):
+    x = case.tensor(259, 131)
+    case.same(torch.zeros_like(x).copy_(x[0].expand(259, 131)), torch.stack([x[0]] * 259))
+    case.same(copy.deepcopy(x), x)
+
+
+@claim("autograd.reduction.in-the-dtype-asked-for")
+@axes(dtype=REDUCED)
+def test_a_sum_converts_before_it_adds(case):
+    x = torch.full_like(case.tensor(1000), 100)
+    for y in (x.sum(dtype=torch.float32), x.sum(0, dtype=torch.float32)):
+        case.same(y, torch.tensor(100_000.0, device=case.device))
+
+
 @claim("autograd.reduction.every-element")
 @axes(dtype=PRECISE, layout=("contiguous", "transposed"))  # of low precision each thread's sum may be rounded
 @pytest.mark.parametrize("dim", [(), (0,)], ids=str)
@@ -483,7 +499,7 @@ def test_a_mean_without_nan_is_in_range_where_the_sum_is_not(case):
 @pytest.mark.parametrize("correction", [0, 1, 2])
 @pytest.mark.parametrize("dim", [None, 0, (0, 2)])
 def test_variance_divides_by_the_number_less_the_correction(case, dim, correction):
-    x = case.tensor(5, 7, 11, loc=1.5)
+    x = case.tensor(5, 7, 37, loc=1.5)
     wanted = array(x).var(dim, ddof=correction)
     k = x.numel() / wanted.size + 5  # two sums, a square, a quotient and a root
     case.close(torch.var(x, dim, correction=correction), wanted, k=k, scale=(array(x) ** 2).max())

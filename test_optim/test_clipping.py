@@ -33,6 +33,7 @@ def clip(case, function, *args, foreach=None, **kwargs):
 def with_gradients(case, shapes=SHAPES):
     parameters = parameters_of(case, shapes)
     give_gradients(case, parameters)
+    parameters[1].grad = parameters[1].grad.t().contiguous().t()
     return parameters, [array(p.grad).copy() for p in parameters]
 
 
@@ -208,6 +209,7 @@ def test_norm_and_scaling_may_be_had_apart(case, foreach):
 @foreach
 def test_every_element_is_clamped(case, foreach):
     parameters, gradients = with_gradients(case)
+    parameters[0].grad[3], gradients[0][3] = math.nan, math.nan
     clip(case, clip_grad_value_, parameters, 0.75, foreach=foreach)
     for p, g in zip(parameters, gradients, strict=True):
         case.close(p.grad, np.clip(g, -0.75, 0.75), k=0)

@@ -39,6 +39,7 @@ EXTRAS = {"weight_decay": 0.2, "maximize": True}
 @paths
 @variants(
     {"lr": 0.3},
+    {"lr": 0.3, **EXTRAS},
     {"lr": 0.3, "momentum": 0.7, "dampening": 0.4, "weight_decay": 0.2},
     {"lr": 0.3, "momentum": 0.7, "nesterov": True},
     {"lr": 0.3, "momentum": 0.7, "nesterov": True, **EXTRAS},
