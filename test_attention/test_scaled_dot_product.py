@@ -56,7 +56,8 @@ def test_each_query_finds_its_key(case, width):
     y = sdpa(case, far, far, v.requires_grad_())
     y.backward(g)
     case.close(y, array(v), k=1)  # the other weights are below exp(-24^2 / 65^0.5) < 2^-64
-    case.close(v.grad, array(g), k=24**2 / width**0.5 + 1)  # weights anew, from rounded differences of scores
+    # Weights anew: exponentials of scores that were rounded four times, by scale, product, logarithm and difference
+    case.close(v.grad, array(g), k=2 * 24**2 / width**0.5 + 1)
 
 
 @claim("attention.sdpa.long-mean")

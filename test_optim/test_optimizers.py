@@ -112,7 +112,7 @@ def test_without_decay_both_are_one(case, path):
 @paths
 def test_decoupled_decay_is_not_the_l2_penalty(case, path):
     ours, theirs = (trajectory(case, name, path, weight_decay=0.2, **BETAS) for name in ("AdamW", "Adam"))
-    assert (ours - theirs).abs().max() > 0.01
+    assert (ours - theirs).abs().max() > 1e-3  # three decays by 0.006 of 33 parameters, hardly one of them below 0.1
 
 
 @claim("optim.adamw.is-adam")
