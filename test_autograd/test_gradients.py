@@ -61,30 +61,30 @@ def sizes(name, x):
     return slope
 
 
+def keeps_value_and_derivative(case, name, x, y):
+    """Of y, which the function of this name has made of the leaf x."""
+    y.backward(g := case.tensor(*x.shape))
+    value, slope = (f(array(x)) for f in reference.FUNCTIONS[name])
+    # Vectorised functions are good to one eps; at most four of them and four products or sums follow each other.
+    case.close(y, value, k=8, scale=value_sizes(name, array(x), value))
+    case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
+
+
 @claim("autograd.gradient.elementary-functions")
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
 @pytest.mark.parametrize("name", reference.FUNCTIONS)
 def test_elementary_functions_have_their_value_and_derivative(case, name):
     for shape in SHAPES:
         values = case.rng.uniform(0.3, 3, shape) if name in POSITIVE else case.rng.uniform(-6, 6, shape)
-        x, g = case.tensor_of(values, requires_grad=True), case.tensor(*shape)
-        y = case.function(function_named(name))(x)
-        y.backward(g)
-        value, slope = (f(array(x)) for f in reference.FUNCTIONS[name])
-        # Vectorised functions are good to one eps; at most four of them and four products or sums follow each other.
-        case.close(y, value, k=8, scale=value_sizes(name, array(x), value))
-        case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
+        x = case.tensor_of(values, requires_grad=True)
+        keeps_value_and_derivative(case, name, x, case.function(function_named(name))(x))
 
 
 @claim("autograd.gradient.elementary-functions")
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu_tanh", "exp"])
 def test_more_elements_than_one_thread_takes(case, name):
-    x, g = case.tensor(313, 131, requires_grad=True), case.tensor(313, 131)
-    y = case.function(function_named(name))(x)
-    y.backward(g)
-    value, slope = (f(array(x)) for f in reference.FUNCTIONS[name])
-    case.close(y, value, k=8, scale=value_sizes(name, array(x), value))  # as above
-    case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))
+    x = case.tensor(313, 131, requires_grad=True)
+    keeps_value_and_derivative(case, name, x, case.function(function_named(name))(x))
 
 
 @claim("autograd.gradient.softmax")
@@ -136,12 +136,8 @@ IN_PLACE = {
 @axes(dtype=PRECISE, via="eager")
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_in_place_they_have_the_same_derivative(case, name):
-    x, g = case.tensor(9, 13, requires_grad=True), case.tensor(9, 13)
-    y = IN_PLACE[name](x * 1)
-    y.backward(g)
-    value, slope = (f(array(x)) for f in reference.FUNCTIONS[name])
-    case.close(y, value, k=8, scale=value_sizes(name, array(x), value))
-    case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * sizes(name, array(x)))  # as above
+    x = case.tensor(9, 13, requires_grad=True)
+    keeps_value_and_derivative(case, name, x, IN_PLACE[name](x * 1))
 
 
 @claim("autograd.gradient.softplus-threshold")

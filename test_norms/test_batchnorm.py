@@ -131,31 +131,30 @@ def test_training_at_every_size(case, n):
         close_to_eval(case, layer(x), x, mean, variance, *affine(layer), EPS)
 
 
+def trains_by_the_law(case, layer, *shape):
+    """One step forward and back: output, running statistics and gradients."""
+    x, gradient = case.tensor(*shape, loc=0.5, requires_grad=True), case.tensor(*shape)
+    before = statistics(layer)
+    y = layer(x)
+    y.backward(gradient)
+    close_to_train(case, y, x, *affine(layer), EPS)
+    close_to_updated(case, layer, before, x, 0.7)
+    close_to_train_gradients(case, layer, x, gradient)
+
+
 @claim("batchnorm.train.any-size", "batchnorm.gradient.input")
 @axes(dtype=("float32", "bfloat16"), layout=("contiguous", "channels_last"))
 @pytest.mark.parametrize("n", [1, 2])
 def test_training_in_every_thread(case, n):
     layer = case.module(nn.BatchNorm2d, 67, eps=EPS, momentum=0.7)
-    x, gradient = case.tensor(4, 67, 13, 11, loc=0.5, requires_grad=True), case.tensor(4, 67, 13, 11)
-    before = statistics(layer)
     with switched("threads", n):
-        y = layer(x)
-        y.backward(gradient)
-    close_to_train(case, y, x, *affine(layer), EPS)
-    close_to_updated(case, layer, before, x, 0.7)
-    close_to_train_gradients(case, layer, x, gradient)
+        trains_by_the_law(case, layer, 4, 67, 13, 11)
 
 
 @claim("batchnorm.train.any-size", "batchnorm.gradient.input")
 @axes(dtype=FLOATING)
 def test_many_samples_of_one_place(case):
-    layer, x = case.module(nn.BatchNorm1d, 3, eps=EPS, momentum=0.7), case.tensor(601, 3, loc=0.5, requires_grad=True)
-    before = statistics(layer)
-    y = layer(x)
-    y.backward(gradient := case.tensor(601, 3))
-    close_to_train(case, y, x, *affine(layer), EPS)
-    close_to_updated(case, layer, before, x, 0.7)
-    close_to_train_gradients(case, layer, x, gradient)
+    trains_by_the_law(case, case.module(nn.BatchNorm1d, 3, eps=EPS, momentum=0.7), 601, 3)
 
 
 @claim("batchnorm.train.statistics-over-positions")
