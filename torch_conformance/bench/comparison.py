@@ -21,7 +21,7 @@ from torch_conformance.bench.paired import Interval, Looks, interval, narrowest_
 from torch_conformance.bench.sides import Launch, Measured, Missing, WorkerFailed
 from torch_conformance.errors import UsageError
 
-EARLY = (6, 9)  # launches after which kernels that lean less than the resolution are let go
+BETWEEN = (6, 9, 15, 18, 23, 26, 29)  # launches, beside the looks, after which kernels that show nothing are let go
 SPREAD_SECONDS = 1.5  # a launch draws for at least so long: other work on the machine pauses within it nearly always
 PATIENCE_SECONDS = 4.0  # and so long if it does not, as long as the next launch is importing torch meanwhile
 SAME_MISS = 0.05  # how often an interval that says "same" may miss; 6 launches are the fewest that can say it
@@ -215,7 +215,7 @@ class _Comparison:
             finally:
                 launch.close()
             coming.spread(self.cpus)  # with few kernels open, importing torch takes longer than measuring
-            if self.done in EARLY and self.done < self.looks.schedule[0]:
+            if self.done in BETWEEN:
                 self._drop_plainly_same()
             late = time.monotonic() + (time.monotonic() - started) / max(1, self.done) > deadline
             if self.done in self.looks.schedule or late:
@@ -313,7 +313,7 @@ class _Comparison:
         )
         if result.verdict != "same":
             return False
-        nothing_seen = bool(rank) and result.interval.low <= 1 <= result.interval.high
+        nothing_seen = len(logs) >= self.looks.schedule[0] and result.interval.low <= 1 <= result.interval.high
         return nothing_seen or within(result.interval.ratio, result.interval.ratio, self.resolution)
 
 
