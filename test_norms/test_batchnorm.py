@@ -362,6 +362,7 @@ def test_training_gradients_at_every_size(case, n):
 
 
 @claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
+@axes(dtype=FLOATING)
 @pytest.mark.parametrize("training", [True, False])
 @frozen
 def test_what_needs_no_gradient_gets_none(case, frozen, training):

@@ -154,6 +154,7 @@ def test_every_thread_keeps_the_law(case):
 
 
 @claim("norms.groupnorm.gradients")
+@axes(dtype=FLOATING)
 @frozen
 def test_what_needs_no_gradient_gets_none(case, frozen):
     layer, g = case.module(nn.GroupNorm, 2, 6, eps=0.1), case.tensor(3, 6, 5)

@@ -150,6 +150,7 @@ def test_transposed_matrices_are_standardised(case):
 
 
 @claim("norms.layernorm.formula", "norms.layernorm.gradients")
+@axes(dtype=("float32", "bfloat16"))
 def test_every_thread_keeps_the_law(case):
     layer, x = case.module(nn.LayerNorm, 67, eps=0.1), case.tensor(601, 67, requires_grad=True)
     with switched("threads", 2):
@@ -166,6 +167,7 @@ def test_gradients_over_many_dimensions(case, shape):
 
 
 @claim("norms.layernorm.gradients")
+@axes(dtype=FLOATING)
 @frozen
 def test_what_needs_no_gradient_gets_none(case, frozen):
     layer, g = case.module(nn.LayerNorm, 7, eps=0.1), case.tensor(5, 7)

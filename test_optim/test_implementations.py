@@ -15,6 +15,7 @@ from test_optim.stepping import (
     ALL,
     FUSED_ON_CPU,
     PATHS,
+    Options,
     USUAL,
     as_law,
     build,
@@ -28,7 +29,7 @@ from test_optim.stepping import (
     remembered,
     walk,
 )
-from torch_conformance.axes import PRECISE, REDUCED
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim
 from torch_conformance.switches import switched
@@ -43,6 +44,24 @@ steady = pytest.mark.parametrize("name", [name for name in ALL if name != "ASGD"
 @every
 def test_low_precision_steps_by_the_law(case, name, path):
     walk(case, name, law_of(case, name), USUAL[name], path)
+
+
+@claim("optim.paths.low-precision")
+@axes(dtype=REDUCED)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", Options(lr=0.3)),
+        ("SGD", Options(lr=0.3, momentum=0.7, nesterov=True, weight_decay=0.2)),
+        ("Adam", USUAL["AdamW"]),
+        ("Adam", Options(lr=0.03, betas=(0.6, 0.8), eps=0.1)),
+        ("AdamW", USUAL["Adam"]),
+        ("Adagrad", Options(lr=0.03, eps=0.1, maximize=True)),
+    ],
+    ids=str,
+)
+def test_the_fused_kernel_knows_its_options_in_low_precision(case, name, options):
+    walk(case, name, law_of(case, name), options, "fused")
 
 
 @claim("optim.paths.complex")
@@ -97,6 +116,7 @@ def test_gradients_laid_out_otherwise_than_the_parameter(case, name, path):
 
 
 @claim("optim.paths.many-tensors")
+@axes(dtype=("float32", "bfloat16"))
 @fused
 @pytest.mark.parametrize("path", PATHS)
 def test_the_last_of_many_parameters_steps_like_the_first(case, name, path):
@@ -198,7 +218,7 @@ def test_fused_excludes_foreach_and_differentiable(case, name):
 
 
 @claim("optim.paths.fused-loss-scaling")
-@axes(dtype=PRECISE)
+@axes(dtype=FLOATING)
 @fused
 def test_fused_unscales_by_the_scale_it_is_handed(case, name):
     parameters = parameters_of(case)
