@@ -27,6 +27,18 @@ def test_looks_up_rows_bit_by_bit(case, values, kind):
     case.same(layer(ids), layer.weight.detach()[ids.long()])
 
 
+@claim("linear.embedding.lookup", "linear.embedding.gradient")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("width", [1, 271])
+def test_rows_of_any_length_are_looked_up_and_trained(case, width):
+    layer, g = case.module(nn.Embedding, 6, width), case.tensor(2, 3, width)
+    y = layer(indices(case))
+    y.backward(g)
+    assert np.array_equal(array(y), array(layer.weight)[IDS])
+    wanted, scale = (reference.embedding_gradient(f(array(g)), np.array(IDS), 6) for f in (np.array, abs))
+    case.close(layer.weight.grad, wanted, k=3, scale=scale)  # three terms
+
+
 @claim("linear.embedding.lookup", "linear.embeddingbag.formula")
 @axes(layout=("transposed", "strided", "expanded"))
 def test_a_table_of_any_layout_is_read(case):
@@ -214,6 +226,14 @@ def test_a_row_adds_up_its_shares_of_the_bags(case, mode, padding):
     check_gradient(case, mode, padding)
 
 
+@claim("linear.embeddingbag.formula", "linear.embeddingbag.gradient")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("width", [1, 271])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_rows_of_any_length(case, mode, width):
+    check_gradient(case, mode, None, width)
+
+
 @claim("linear.embeddingbag.gradient")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("padding", [None, 4])
@@ -223,11 +243,15 @@ def test_the_gradient_may_be_sparse_or_scaled(case, mode, option, padding):
     check_gradient(case, mode, padding, **{option: True})
 
 
-def check_gradient(case, mode, padding, sparse=False, scale_grad_by_freq=False):
+def check_gradient(case, mode, padding, width=37, sparse=False, scale_grad_by_freq=False):
     options = {"sparse": sparse, "scale_grad_by_freq": scale_grad_by_freq}
-    layer = case.module(nn.EmbeddingBag, 6, 37, mode=mode, padding_idx=padding, **options)
-    ids, starts, g = np.array([1, 4, 4, 2, 4, 0, 3, 3]), np.array([0, 3, 3, 5, 8]), case.tensor(5, 37)
-    layer(indices(case, ids), indices(case, starts)).backward(g)
+    layer = case.module(nn.EmbeddingBag, 6, width, mode=mode, padding_idx=padding, **options)
+    ids, starts, g = np.array([1, 4, 4, 2, 4, 0, 3, 3]), np.array([0, 3, 3, 5, 8]), case.tensor(5, width)
+    y = layer(indices(case, ids), indices(case, starts))
+    y.backward(g)
+    if padding is None:
+        wanted, scale = (reference.bags(f(array(layer.weight)), ids, starts, mode, np.ones(8)) for f in (np.array, abs))
+        case.close(y, wanted, k=3, scale=scale)  # three terms
 
     def law(g):
         shares = reference.bag_shares(g, array(layer.weight), ids, starts, mode, padding)
@@ -323,12 +347,13 @@ def test_the_maximum_goes_without(case, option):
 
 
 @claim("linear.embeddingbag.weights")
-@axes(dtype=PRECISE)
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("width", [5, 37])
 @pytest.mark.parametrize("padding", [None, 4])
-def test_per_sample_weights_scale_the_rows(case, padding):
-    layer = case.module(nn.EmbeddingBag, 6, 5, mode="sum", padding_idx=padding)
+def test_per_sample_weights_scale_the_rows(case, padding, width):
+    layer = case.module(nn.EmbeddingBag, 6, width, mode="sum", padding_idx=padding)
     ids, starts = [1, 4, 4, 2], [0, 3]
-    factors, g = case.tensor(4, requires_grad=True), case.tensor(2, 5)
+    factors, g = case.tensor(4, requires_grad=True), case.tensor(2, width)
     y = layer(indices(case, ids), indices(case, starts), factors)
     law = np.array(ids), np.array(starts), "sum"
     counted = np.array([i != padding for i in ids])
@@ -337,7 +362,7 @@ def test_per_sample_weights_scale_the_rows(case, padding):
     case.close(y, wanted, k=4, scale=scale)  # three products
     y.backward(g)
     rows, up = array(layer.weight)[ids] * counted[:, None], array(g)[[0, 0, 0, 1]]
-    case.close(factors.grad, (rows * up).sum(1), k=5, scale=(abs(rows) * abs(up)).sum(1))  # five products
+    case.close(factors.grad, (rows * up).sum(1), k=width, scale=(abs(rows) * abs(up)).sum(1))  # so many products
 
 
 @claim("linear.embeddingbag.weights-of-every-index")

@@ -548,7 +548,7 @@ def test_weight_norm_splits_length_and_direction(case, dim):
 
 
 @claim("module.weight-norm.gradient")
-@axes(dtype=PRECISE, via="eager")
+@axes(dtype=FLOATING, via="eager")
 @pytest.mark.parametrize("dim", DIRECTIONS)
 def test_weight_norm_gradients(case, dim):
     layer, _, g, v = weight_normed(case, dim)

@@ -205,7 +205,7 @@ def test_norm_and_scaling_may_be_had_apart(case, foreach):
 
 
 @claim("clipping.value.law")
-@axes(dtype=("float64", "bfloat16"))
+@axes(dtype=FLOATING)
 @foreach
 def test_every_element_is_clamped(case, foreach):
     parameters, gradients = with_gradients(case)
