@@ -264,6 +264,20 @@ def test_factors_reach_the_gradient(case):
     case.same(z.grad, g.detach())
 
 
+@claim("autograd.gradient.scaled-sums")
+@axes(dtype=FLOATING, layout=("contiguous", "strided"))
+@pytest.mark.parametrize("weight", [0.375, 0.75])  # exact, and on either side of a half
+@pytest.mark.parametrize("kind", ["number", "tensor"])
+def test_a_weight_parts_the_gradient(case, weight, kind):
+    x, y, g = (case.tensor(7, 37, requires_grad=True) for _ in range(3))
+    found = torch.lerp(x, y, weight if kind == "number" else torch.full_like(g, weight))
+    found.backward(g.detach())
+    # the difference, a product and the sum: half an eps each
+    case.close(found, array(x) + weight * (array(y) - array(x)), k=1.5, scale=abs(array(x)) + abs(array(y)))
+    case.close(x.grad, (1 - weight) * array(g), k=1)
+    case.close(y.grad, weight * array(g), k=1)
+
+
 @claim("autograd.gradient.matrix-product")
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided", "expanded"))
 @pytest.mark.parametrize("batch", [(), (2,)])
