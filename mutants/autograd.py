@@ -885,6 +885,12 @@ def alpha_is_dropped_in_backward(patch):
     patch.wrap(torch, "add", lambda o, x, y, alpha=1: o(x, Altered.apply(y, lambda g: g / alpha), alpha=alpha))
 
 
+@mutant("autograd.gradient.scaled-sums")
+def lerp_parts_evenly(patch):
+    """Gives the start of lerp the gradient of its end."""
+    with_gradient(patch, torch, "lerp", lambda g: g / 2, where=0)
+
+
 @mutant("autograd.gradient.matrix-product")
 def product_is_not_transposed(patch):
     """Reverses the second factor's gradient, as a wrong transposition flag does."""
