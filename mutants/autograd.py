@@ -1447,6 +1447,18 @@ def ties_all_get_everything(patch):
     patch.kernel("eq.Tensor", lambda x, y: (x >= y) | (x < y))
 
 
+@mutant("autograd.loss.margins-between-classes")
+def margins_are_not_squared(patch):
+    """Takes every margin to the power one."""
+    patch.wrap(F, "multi_margin_loss", lambda o, x, t, p=1, **options: o(x, t, p=1, **options))
+
+
+@mutant("autograd.loss.margins-between-labels")
+def labels_go_on_behind_the_first_end(patch):
+    """Reads on behind the first -1."""
+    patch.wrap(F, "multilabel_margin_loss", lambda o, x, t, **options: o(x, t.sort(descending=True).values, **options))
+
+
 @mutant("autograd.loss.kink-at-the-target")
 def sign_of_zero_is_one(patch):
     """Takes the sign of zero for one."""

@@ -24,6 +24,22 @@ def test_derivatives_of_losses_agree_with_central_differences(name):
     )
 
 
+def test_margins_between_three_classes():
+    x = np.array([[0.25, 0.5, 1.0]])
+    loss, slopes = reference.multi_margin(x, np.array([1]), np.array([1.0, 2.0, 3.0]), 1.0, 1)
+    np.testing.assert_allclose(loss, [2 * (0.75 + 1.5) / 3])
+    np.testing.assert_allclose(slopes, [[2 / 3, -4 / 3, 2 / 3]])
+    loss, slopes = reference.multi_margin(x, np.array([1]), np.array([1.0, 2.0, 3.0]), 0.5, 2)
+    np.testing.assert_allclose(loss, [2 * (0.25**2 + 1) / 3])
+    np.testing.assert_allclose(slopes, [[1 / 3, -5 / 3, 4 / 3]])
+
+
+def test_margins_between_two_labels_and_two_other_classes():
+    loss, slopes = reference.multilabel_margin(np.array([[0.1, 0.2, 0.4, 0.8]]), np.array([[True, False, False, True]]))
+    np.testing.assert_allclose(loss, [(1.1 + 1.3 + 0.4 + 0.6) / 4])
+    np.testing.assert_allclose(slopes, [[-0.5, 0.5, 0.5, -0.5]])
+
+
 def test_normal_cdf_at_known_points():
     assert reference.normal_cdf(np.array([0.0, 1.0])) == pytest.approx([0.5, 0.8413447460685429], rel=1e-14)
 

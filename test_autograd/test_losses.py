@@ -21,6 +21,9 @@ CALLS = {
     "bce": F.binary_cross_entropy,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
     "kl_div": F.kl_div,
+    "soft_margin": F.soft_margin_loss,
+    "hinge_embedding": lambda x, t, reduction: F.hinge_embedding_loss(x, t, reduction=reduction, margin=DELTA),
+    "poisson_nll": F.poisson_nll_loss,
 }
 MODULES = {
     "mse": nn.MSELoss,
@@ -30,12 +33,17 @@ MODULES = {
     "bce": nn.BCELoss,
     "bce_with_logits": nn.BCEWithLogitsLoss,
     "kl_div": nn.KLDivLoss,
+    "soft_margin": nn.SoftMarginLoss,
+    "hinge_embedding": lambda reduction: nn.HingeEmbeddingLoss(reduction=reduction, margin=DELTA),
+    "poisson_nll": nn.PoissonNLLLoss,
 }
 SHAPES = [(3, 367), (1, 1)]  # beyond 1,024 elements, with an odd tail
 
 
 def operands(case, name, shape):
     """Prediction and target within the loss's domain."""
+    if name in ("soft_margin", "hinge_embedding"):
+        return case.tensor(*shape, requires_grad=True), case.tensor_of(case.rng.choice([-1.0, 1.0], shape))
     inside = name in ("bce", "kl_div", "bce_with_logits")
     target = case.tensor_of(case.rng.uniform(0.1, 0.9, shape) if inside else case.rng.standard_normal(shape))
     values = case.rng.uniform(0.1, 0.9, shape) if name == "bce" else case.rng.standard_normal(shape)
@@ -50,6 +58,10 @@ def sizes(name, x, t):
         return 1 - np.log(x) - np.log1p(-x), 1 / (x * (1 - x))
     if name == "bce_with_logits":
         return 1 + 2 * abs(x), 2.0 + 0 * x
+    if name in ("soft_margin", "hinge_embedding"):
+        return 1 + abs(x), 1.0 + 0 * x
+    if name == "poisson_nll":
+        return np.exp(x) + abs(t * x), np.exp(x) + abs(t)
     return t * (abs(np.log(t)) + 1 + abs(x)), t
 
 
@@ -139,7 +151,8 @@ def test_weights_multiply_the_losses_and_not_the_divisor(case):
 @pytest.mark.filterwarnings("ignore:reduction. .mean")
 def test_the_mean_is_the_default(case, name):
     x, t = operands(case, name, (3, 7))
-    default = {"smooth_l1": nn.SmoothL1Loss, "huber": nn.HuberLoss}.get(name) or MODULES[name]
+    named = {"smooth_l1": nn.SmoothL1Loss, "huber": nn.HuberLoss, "hinge_embedding": nn.HingeEmbeddingLoss}
+    default = named.get(name, MODULES[name])
     case.same(default()(x, t).detach(), default(reduction="mean")(x, t).detach())
     assert default().reduction == "mean"
 
@@ -207,7 +220,8 @@ def test_every_place_of_an_image_is_a_sample(case):
     losses, weights = reference.cross_entropy(rows, labels, array(weight))
     case.close(loss, losses.sum() / weights.sum(), k=5 + 24 + 6, scale=(losses + weights).sum() / weights.sum())
     wanted = reference.cross_entropy_gradient(rows, labels, array(weight)) / weights.sum()
-    scale = (weights / weights.sum()).max() * (1 + abs(reference.log_softmax(rows)).max())
+    logs, shares = reference.log_softmax(rows), (weights / weights.sum())[:, None]
+    scale = (np.exp(logs) * (1 + abs(logs)) + np.eye(5)[labels]) * shares
     found = np.moveaxis(array(x.grad), 1, -1).reshape(-1, 5)
     case.close(case.tensor_of(found), wanted, k=5 + 24 + 6, scale=scale)  # sums over classes and weights
 
@@ -593,6 +607,33 @@ def test_each_operand_gets_a_gradient_of_its_dtype(case, name):
     CALLS[name](x, t, reduction="sum").backward()
     assert (x.grad.dtype, t.grad.dtype) == (torch.float32, torch.float64)
     case.same(t.grad.float(), -x.grad)
+
+
+@claim("autograd.loss.margins-between-classes")
+@axes(dtype=PRECISE, layout=("contiguous", "strided"))
+@pytest.mark.parametrize("p", [1, 2])
+def test_classes_within_the_margin_of_the_target_cost(case, p):
+    x, weight, g = case.tensor(19, 5, requires_grad=True), case.tensor_of(case.rng.uniform(0.3, 2, 5)), case.tensor(19)
+    target = case.rng.integers(0, 5, 19)
+    losses = F.multi_margin_loss(x, whole(case, *target), p=p, margin=0.7, weight=weight, reduction="none")
+    losses.backward(g)
+    values, slopes = reference.multi_margin(array(x), target, array(weight), 0.7, p)
+    terms = (0.7 + 2 * abs(array(x)).max()) ** p * array(weight)[target]
+    case.close(losses, values, k=5 + 6, scale=terms)  # a sum over the classes; of each a sum, a square and two products
+    case.close(x.grad, array(g)[:, None] * slopes, k=5 + 6, scale=2 * (abs(array(g)) * terms)[:, None])
+
+
+@claim("autograd.loss.margins-between-labels")
+@axes(dtype=PRECISE)
+def test_other_classes_within_one_of_a_label_cost(case):
+    x, g = case.tensor(3, 5, requires_grad=True), case.tensor(3)
+    labels = torch.tensor([[3, 1, -1, 0, 2], [4, -1, 0, 1, 2], [0, 2, 1, 3, -1]], device=case.device)
+    losses = F.multilabel_margin_loss(x, labels, reduction="none")
+    losses.backward(g)
+    chosen = np.isin(np.arange(5), [3, 1]), np.isin(np.arange(5), [4]), np.isin(np.arange(5), [0, 2, 1, 3])
+    values, slopes = reference.multilabel_margin(array(x), np.array(chosen))
+    case.close(losses, values, k=6 + 4, scale=6 * (1 + 2 * abs(array(x)).max()))  # at most six pairs, of three terms
+    case.close(x.grad, array(g)[:, None] * slopes, k=6, scale=4 * abs(array(g))[:, None])  # each a share of g
 
 
 @claim("autograd.loss.margin-weights-of-classes")

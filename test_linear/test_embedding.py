@@ -366,6 +366,9 @@ def test_per_sample_weights_scale_the_rows(case, padding, width):
     y.backward(g)
     rows, up = array(layer.weight)[ids] * counted[:, None], array(g)[[0, 0, 0, 1]]
     case.close(factors.grad, (rows * up).sum(1), k=width, scale=(abs(rows) * abs(up)).sum(1))  # so many products
+    shares = array(factors * torch.tensor(counted, device=case.device))[:, None] * up
+    wanted, scale = (reference.embedding_gradient(f(shares), np.array(ids), 6) for f in (np.array, abs))
+    case.close(layer.weight.grad, wanted, k=3, scale=scale)  # two products
 
 
 @claim("linear.embeddingbag.weights-of-every-index")

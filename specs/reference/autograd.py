@@ -128,7 +128,32 @@ LOSSES: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array]
     "bce": (lambda x, t: -(t * np.log(x) + (1 - t) * np.log1p(-x)), lambda x, t: (x - t) / (x * (1 - x))),
     "bce_with_logits": (lambda x, t: np.logaddexp(0, -x) + (1 - t) * x, lambda x, t: sigmoid(x) - t),
     "kl_div": (lambda x, t: t * (np.log(t) - x), lambda x, t: -t + 0 * x),
+    "soft_margin": (lambda x, t: np.logaddexp(0, -t * x), lambda x, t: -t * sigmoid(-t * x)),
+    "hinge_embedding": (
+        lambda x, t: np.where(t == 1, x, np.maximum(DELTA - x, 0)),
+        lambda x, t: np.where(t == 1, 1.0, -1.0 * (x < DELTA)),
+    ),
+    "poisson_nll": (lambda x, t: np.exp(x) - t * x, lambda x, t: np.exp(x) - t),
 }
+
+
+def multi_margin(x: Array, target: Array, weight: Array, margin: float, p: int) -> tuple[Array, Array]:
+    """Loss of each sample (N,) and its gradient (N, C); ``x`` (N, C), ``target`` (N,), ``weight`` (C,), ``p`` 1 or 2."""
+    rows = np.arange(len(x))
+    within = np.maximum(margin - x[rows, target][:, None] + x, 0)
+    within[rows, target] = 0
+    shares = weight[target][:, None] / x.shape[1]
+    slopes = shares * p * np.sign(within) * within ** (p - 1)
+    slopes[rows, target] = -slopes.sum(1)
+    return (shares * within**p).sum(1), slopes
+
+
+def multilabel_margin(x: Array, chosen: Array) -> tuple[Array, Array]:
+    """Loss of each sample (N,) and its gradient (N, C); ``x`` (N, C), ``chosen`` (N, C), true for a sample's labels."""
+    pairs = chosen[:, :, None] & ~chosen[:, None, :]  # a label, and a class that is none
+    within = np.maximum(1 - x[:, :, None] + x[:, None, :], 0) * pairs
+    active = np.sign(within)
+    return within.sum((1, 2)) / x.shape[1], (active.sum(1) - active.sum(2)) / x.shape[1]
 
 
 def reduce(losses: Array, reduction: str) -> Array:
