@@ -138,7 +138,7 @@ LOSSES: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array]
 
 
 def multi_margin(x: Array, target: Array, weight: Array, margin: float, p: int) -> tuple[Array, Array]:
-    """Loss of each sample (N,) and its gradient (N, C); ``x`` (N, C), ``target`` (N,), ``weight`` (C,), ``p`` 1 or 2."""
+    """Loss of each sample (N,) and gradient (N, C); ``x`` (N, C), ``target`` (N,), ``weight`` (C,), ``p`` 1 or 2."""
     rows = np.arange(len(x))
     within = np.maximum(margin - x[rows, target][:, None] + x, 0)
     within[rows, target] = 0
