@@ -1043,3 +1043,15 @@ def sync_takes_any_device(patch):
     """Normalises over the process alone where it cannot reach the others."""
     patch.set(nn.SyncBatchNorm, "forward", nn.BatchNorm1d.forward)
     patch.set(nn.SyncBatchNorm, "_check_input_dim", lambda self, x: None)
+
+
+@mutant("batchnorm.eval.eps-zero")
+def zero_is_no_eps(patch):
+    """Refuses an eps of zero in evaluation, too, as torch did in 2.10."""
+
+    def change(original, x, mean, variance, weight, bias, training, momentum, eps):
+        if eps <= 0:
+            raise ValueError("eps must be positive")
+        return original(x, mean, variance, weight, bias, training, momentum, eps)
+
+    on_batch_norm(patch, change)

@@ -846,3 +846,14 @@ def test_backward_notices_running_statistics_that_moved(case):
     layer.train()(case.tensor(9, 5, loc=3))
     with case.raises(RuntimeError, "modified by an inplace operation"):
         y.sum().backward()
+
+
+@claim("batchnorm.eval.eps-zero")
+@axes(via="eager")
+def test_evaluation_needs_no_eps(case):
+    layer, x = case.module(nn.BatchNorm1d, 3, eps=0.0, affine=False).eval(), case.tensor(4, 3)
+    layer.running_mean.copy_(case.tensor_of([1.0, -2.0, 0.5]))
+    layer.running_var.copy_(case.tensor_of([4.0, 0.25, 9.0]))
+    mean, deviation = np.array([1.0, -2.0, 0.5]), np.array([2.0, 0.5, 3.0])
+    # a root, its inverse, two products and a difference, in either order
+    case.close(layer(x), (array(x) - mean) / deviation, k=5, scale=(abs(array(x)) + abs(mean)) / deviation)
