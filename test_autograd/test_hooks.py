@@ -910,3 +910,12 @@ def test_a_full_backward_hook_fires_for_collections(case, kind):
     layer.register_full_backward_hook(lambda *_: seen.append("fired"))
     layer(case.tensor(3, requires_grad=True))["a" if kind is dict else 0].sum().backward()
     assert seen == ["fired"]
+
+
+@claim("hooks.registration.inserted")
+@axes(via="eager")
+def test_registration_hooks_see_what_is_inserted(case):
+    children, inserted, seen = nn.ModuleList([nn.ReLU()]), nn.Tanh(), []
+    with module_file.register_module_module_registration_hook(lambda module, name, value: seen.append(value)):
+        children.insert(0, inserted)
+    assert inserted in seen, "the hook was not called"
