@@ -732,3 +732,11 @@ def test_channels_are_pruned_by_the_norm_of_frobenius(case):
         layer.weight.copy_(case.tensor_of([[3.0] + 7 * [0], 8 * [1.0], 3 * [2.0] + 5 * [0]]).reshape(3, 1, 2, 4))
     mask = prune.ln_structured(layer, "weight", 1, n="fro", dim=0).weight_mask
     assert mask.flatten(1).any(1).tolist() == [True, False, True]
+
+
+@claim("parametrizations.pruning.from-an-iterator")
+@axes(via="eager")
+def test_global_pruning_takes_an_iterator(case):
+    layer = case.module(nn.Linear, 3, 2)
+    prune.global_unstructured(iter([(layer, "weight")]), prune.L1Unstructured, amount=2)
+    assert layer.weight_mask.sum() == 4
