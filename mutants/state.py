@@ -847,3 +847,15 @@ def files_begin_at_their_start(patch):
         return original(file, **options)
 
     patch.wrap(torch, "load", load)
+
+
+@mutant("state.file.nested-as-weights")
+def nested_tensors_are_taken_for_code(patch):
+    """Does not allow what puts a nested tensor together, as in torch 2.15."""
+
+    def load(original, file, weights_only=None, **options):
+        if weights_only and b"_rebuild_nested_tensor" in file.getvalue():
+            raise pickle.UnpicklingError("Unsupported global")
+        return original(file, weights_only=weights_only, **options)
+
+    patch.wrap(torch, "load", load)

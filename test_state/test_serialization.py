@@ -974,3 +974,12 @@ def test_a_wrapping_tensor_comes_back_with_its_dtype(case):
     back = pickle.loads(pickle.dumps(Wrapping(x)))
     assert back.dtype == torch.float64
     case.same(back.inner, x)
+
+
+@claim("state.file.nested-as-weights")
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_a_nested_tensor_is_no_code(case):
+    parts = [case.tensor(2).cpu(), case.tensor(3).cpu()]
+    back = through_a_file(torch.nested.nested_tensor(parts), weights_only=True)
+    for part, wanted in zip(back.unbind(), parts, strict=True):
+        case.same(part, wanted)
