@@ -730,3 +730,28 @@ def test_what_has_no_weight_is_not_drawn(case):
     assert (torch.multinomial(weights, 2) % 2 == 0).all()
     with case.raises(RuntimeError, "without replacement|non-zero|nonzero"):
         torch.multinomial(weights, 3)
+
+
+@claim("init.rng.state-within")
+@axes(via="eager")
+def test_a_generator_takes_its_state_from_within_a_tensor(case):
+    """The tensor goes on far behind the state, for those that look too far."""
+    state, generator = torch.Generator().manual_seed(case.seed + 1).get_state(), torch.Generator()
+    within = torch.zeros(2**18, dtype=torch.uint8)[16 : 16 + len(state)].copy_(state)
+    generator.set_state(within)
+    case.same(generator.get_state(), state)
+
+
+@claim("init.rng.complex-mean")
+@axes(dtype="complex64", via="eager")
+def test_a_real_mean_is_no_imaginary_one(case):
+    x = torch.zeros_like(case.tensor(5)).normal_(3.0, 0.0)
+    case.same(x, torch.full_like(x, 3.0))
+
+
+@claim("init.rng.great-weights")
+@axes(dtype="float32", via="eager")
+def test_weights_may_be_as_great_as_the_dtype_allows(case):
+    """One of three is not among 64 once in 6e10 runs."""
+    drawn = torch.multinomial(case.tensor_of([3e38, 3e38, 3e38]), 64, replacement=True)
+    assert len(drawn.unique()) == 3, "some are never drawn"
