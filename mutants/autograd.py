@@ -2440,3 +2440,13 @@ def gelu_rounds_every_step(patch):
         return x / 2 * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))
 
     patch.wrap(F, "gelu", gelu)
+
+
+@mutant("autograd.gradient.sorter-in-range")
+def sorters_are_clamped(patch):
+    """Takes the last place for one behind it."""
+
+    def searchsorted(original, sequence, values, sorter):
+        return original(sequence, values, sorter=sorter.clamp(max=len(sequence) - 1))
+
+    patch.wrap(torch, "searchsorted", searchsorted)

@@ -1591,3 +1591,11 @@ WINDOWS = {
     "max_pool2d": lambda x: F.max_pool2d(x, (1, 300), 1),
     "unfold": lambda x: F.unfold(x, (1, 300)),
 }
+
+
+@claim("autograd.gradient.sorter-in-range")
+@axes(via="eager")
+def test_a_sorter_leads_to_places_of_the_sequence(case):
+    sequence = case.tensor(8)[:2]
+    with case.raises(RuntimeError, "out of range"):
+        torch.searchsorted(sequence, case.tensor(3), sorter=torch.tensor([1, 5], device=case.device))
