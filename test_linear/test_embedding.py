@@ -480,3 +480,11 @@ def test_a_row_in_many_bags_gets_every_gradient(case):
     case.same(y, w[0].expand(4096, 2))
     y.sum().backward()
     case.close(w.grad[0], np.full(2, 4096.0), k=1)
+
+
+@claim("linear.embedding.sparse-counts-every-lookup")
+@axes(dtype="bfloat16", via="eager")
+def test_a_sparse_gradient_counts_every_lookup(case):
+    layer = case.module(nn.Embedding, 3, 2, sparse=True)
+    layer(torch.zeros(600, dtype=torch.int64, device=case.device)).sum().backward()
+    case.same(layer.weight.grad.coalesce().values(), case.tensor_of([[600.0, 600.0]]))
