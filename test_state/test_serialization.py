@@ -983,3 +983,11 @@ def test_a_nested_tensor_is_no_code(case):
     back = through_a_file(torch.nested.nested_tensor(parts), weights_only=True)
     for part, wanted in zip(back.unbind(), parts, strict=True):
         case.same(part, wanted)
+
+
+@claim("state.file.later-protocols-as-weights")
+@pytest.mark.filterwarnings("ignore:.*pickle protocol")
+def test_weights_are_read_whatever_protocol_wrote_them(case):
+    x = case.tensor(3).cpu()
+    file = saved({"x": x}, pickle_protocol=4)
+    case.same(torch.load(file, weights_only=True)["x"], x)
