@@ -1599,3 +1599,10 @@ def test_a_sorter_leads_to_places_of_the_sequence(case):
     sequence = case.tensor(8)[:2]
     with case.raises(RuntimeError, "out of range"):
         torch.searchsorted(sequence, case.tensor(3), sorter=torch.tensor([1, 5], device=case.device))
+
+
+@claim("autograd.gradient.index-beyond-empty-rows")
+@axes(via="eager")
+def test_rows_without_elements_are_counted(case):
+    with case.raises(IndexError, "out of"):
+        case.tensor(3, 0)[torch.tensor([5], device=case.device)]
