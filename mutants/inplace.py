@@ -124,6 +124,12 @@ def parts_are_copies(patch):
         patch.wrap(Tensor, name, lambda o, x, *a: tuple(part.clone() for part in o(x, *a)))
 
 
+@mutant("inplace.recorded.several-outputs-in-a-list")
+def lists_are_changed_unrecorded(patch):
+    """Changes the memory of the tensors in a list, whatever they are views of."""
+    patch.wrap(torch, "_foreach_mul_", lambda o, tensors, *a: o([t.detach() for t in tensors], *a))
+
+
 @mutant("inplace.activation.relu")
 def in_place_relu_forgets_its_mask(patch):
     """Lets the whole gradient pass in place."""

@@ -322,6 +322,14 @@ def test_one_of_several_views_is_not_modified(case, split):
         split(y)[0].mul_(2)
 
 
+@claim("inplace.recorded.several-outputs-in-a-list")
+@axes(via="eager")
+def test_several_views_are_not_modified_in_a_list(case):
+    y = case.tensor(3, 2, requires_grad=True) * 1
+    with case.raises(RuntimeError, "is a view and is being modified inplace.*multiple views"):
+        torch._foreach_mul_(list(y.unbind()), 2)
+
+
 @claim("inplace.activation.relu")
 def test_an_in_place_activation_has_the_gradient_of_the_other(case):
     x, g = case.tensor(3, 17, requires_grad=True), case.tensor(3, 17)
