@@ -57,6 +57,8 @@ def vmap_reads_the_first_table(patch):
     "transforms.vmap.batchnorm-buffers",
     "transforms.vmap.index-by-entry",
     "transforms.vmap.view-as-dtype",
+    "transforms.vmap.circular-padding",
+    "transforms.vmap.imaginary-part-of-a-conjugate",
     "transforms.vmap.searches-for-numbers",
 )
 def vmap_maps_the_whole(patch):

@@ -220,12 +220,14 @@ def test_randomness_of_chunks(case, how):
 
 
 @claim("transforms.vmap.promotes-as-the-loop")
-@pytest.mark.parametrize("name", ["add", "mul", "maximum", "where"])
+@pytest.mark.parametrize("name", ["add", "mul", "maximum", "where", "clamp"])
 def test_vmap_promotes_as_the_loop(case, name):
     x, low = case.tensor(4), case.tensor(3).half()
 
     def function(x):
-        return torch.where(x > 0, x, low) if name == "where" else getattr(torch, name)(x, low)
+        if name == "where":
+            return torch.where(x > 0, x, low)
+        return torch.clamp(low, x) if name == "clamp" else getattr(torch, name)(x, low)
 
     assert function(x[0]).dtype == torch.float16
     assert func.vmap(function)(x).dtype == torch.float16
@@ -666,6 +668,20 @@ def test_vmap_views_the_bits(case):
     x = case.tensor(3, 4)
     found = func.vmap(lambda x: x.view(torch.int32).sum())(x)
     case.same(found, x.view(torch.int32).sum(1))
+
+
+@claim("transforms.vmap.circular-padding")
+def test_vmap_pads_in_a_circle(case):
+    x = case.tensor(1, 4, 3)
+    found = func.vmap(lambda x: F.pad(x, (1, 2), mode="circular"), in_dims=2)(x)
+    case.same(found, x.permute(2, 0, 1)[..., [3, 0, 1, 2, 3, 0, 1]])
+
+
+@claim("transforms.vmap.imaginary-part-of-a-conjugate")
+def test_vmap_takes_the_imaginary_part_of_a_conjugate(case):
+    real, imaginary = case.tensor(3, 4), case.tensor(3, 4)
+    found = func.vmap(lambda z: z.conj().imag[0])(torch.complex(real, imaginary))
+    case.same(found, -imaginary[:, 0])
 
 
 @claim("transforms.vmap.searches-for-numbers")
