@@ -362,6 +362,20 @@ def test_a_differentiable_step_steps_by_the_law(case, name):
     assert (outer.grad != 0).all()
 
 
+@claim("optim.options.differentiable-in-float64")
+@axes(dtype="float64", via="eager")
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_differentiable_step_is_as_fine_as_another(case, name):
+    leaf, result, g = case.tensor(5, requires_grad=True), case.tensor(5, requires_grad=True) * 1, case.tensor(5)
+    with torch.no_grad():
+        result.copy_(leaf)
+    for p, differentiable in ((leaf, False), (result, True)):
+        p.grad = g.clone()
+        build(case, name, [p], "loop", lr=0.3, differentiable=differentiable).step()
+    # two corrections, a root, two quotients and the sum, each way
+    case.close(result, array(leaf), k=16, scale=abs(array(leaf)).max() + 0.3)
+
+
 def differentiable(name):
     return {key: value for key, value in USUAL[name].items() if key != "amsgrad"}
 
