@@ -577,6 +577,15 @@ def test_scattering_parts_the_gradient(case, name, place):
     case.same(x.grad, g)
 
 
+@claim("autograd.gradient.scattered-whatever-the-strides")
+@axes(via="eager")
+def test_scattering_by_strides_parts_a_transposed_gradient(case):
+    x, written, g = (case.tensor(*shape, requires_grad=True) for shape in ((3, 3), (2, 2), (3, 3)))
+    torch.as_strided_scatter(x, written, (2, 2), (1, 2)).backward(g.detach().t())
+    case.same(x.grad.flatten()[:4], torch.zeros(4, dtype=g.dtype, device=case.device))
+    case.same(written.grad, g.detach().t().contiguous().as_strided((2, 2), (1, 2)))
+
+
 @claim("autograd.gradient.broadcast-is-summed")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1), (1, 1), (2, 3), (2, 1, 3), (1, 2, 1)])
@@ -952,6 +961,40 @@ def test_gradient_of_xlogy_at_zero(case):
     y = case.tensor_of([0.0], requires_grad=True)
     torch.xlogy(torch.zeros_like(y), y).backward()
     case.close(y.grad, np.zeros(1), k=0)
+
+
+@claim("autograd.gradient.where-of-mixed-kinds")
+@axes(via="eager")
+def test_where_sends_real_numbers_a_real_gradient(case):
+    x, z = case.tensor(2, requires_grad=True), torch.complex(case.tensor(2), case.tensor(2))
+    torch.where(torch.tensor([True, False], device=case.device), x, z).real.sum().backward()
+    case.same(x.grad, case.tensor_of([1.0, 0.0]))
+
+
+@claim("autograd.gradient.polar-at-the-origin")
+@axes(via="eager")
+def test_gradient_of_polar_at_the_origin(case):
+    magnitude, angle = case.tensor_of([0.0], requires_grad=True), case.tensor_of([1.0])
+    torch.polar(magnitude, angle).real.sum().backward()
+    case.close(magnitude.grad, np.cos([1.0]), k=4)  # a cosine and a sine, their squares and a quotient
+
+
+@claim("autograd.gradient.logsumexp-at-infinity")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["logsumexp", "logaddexp"])
+def test_an_infinite_term_takes_the_whole_gradient(case, name):
+    x = case.tensor_of([1.0, math.inf], requires_grad=True)
+    (x.logsumexp(0) if name == "logsumexp" else torch.logaddexp(x[0], x[1])).backward()
+    case.close(x.grad, np.array([0.0, 1.0]), k=0)
+
+
+@claim("autograd.gradient.product-of-great-factors")
+@axes(via="eager", dtype="float32")
+@pytest.mark.parametrize("recorded", [False, True])
+def test_gradient_of_a_product_beside_zeros_is_zero(case, recorded):
+    x = case.tensor_of([1e20, 1e20, 0.0, 0.0], requires_grad=True)
+    (g,) = torch.autograd.grad(x.prod(), x, create_graph=recorded)
+    case.close(g, np.zeros(4), k=0)
 
 
 @claim("autograd.gradient.sgn-is-ordinary")
