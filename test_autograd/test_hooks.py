@@ -655,6 +655,17 @@ def test_post_accumulate_hooks_are_for_leaves(case):
         x.sum().backward()
 
 
+@claim("hooks.tensor.on-a-stale-view-with-hooks")
+def test_a_second_hook_on_a_view_sees_the_gradient_of_its_new_value(case):
+    y, seen = case.tensor(2, requires_grad=True) * 2, []
+    view = y[0]
+    view.register_hook(lambda g: None)
+    y.mul_(3)
+    view.register_hook(lambda g: seen.append(g.item()))
+    (view * 5).backward()
+    assert seen == [5.0]
+
+
 @claim("hooks.tensor.serialized")
 @pytest.mark.parametrize("marked", [False, True])
 def test_saving_a_tensor_with_hooks_warns_unless_they_are_marked(case, marked):
