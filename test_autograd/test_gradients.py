@@ -997,6 +997,22 @@ def test_gradient_of_a_product_beside_zeros_is_zero(case, recorded):
     case.close(g, np.zeros(4), k=0)
 
 
+@claim("autograd.gradient.hypot-at-infinity")
+@axes(via="eager")
+def test_gradient_of_a_length_without_end(case):
+    x, y = case.tensor_of([3.0], requires_grad=True), case.tensor_of([math.inf], requires_grad=True)
+    torch.hypot(x, y).backward()
+    case.close(torch.cat((x.grad, y.grad)), np.array([0.0, 1.0]), k=0)
+
+
+@claim("autograd.gradient.xlog1py-at-zero")
+@axes(via="eager")
+def test_gradient_of_xlog1py_at_minus_one(case):
+    y = case.tensor_of([-1.0], requires_grad=True)
+    torch.special.xlog1py(torch.zeros_like(y), y).backward()
+    case.close(y.grad, np.zeros(1), k=0)
+
+
 @claim("autograd.gradient.sgn-is-ordinary")
 @axes(via="eager")
 def test_the_gradient_of_sgn_can_be_changed(case):
