@@ -838,6 +838,18 @@ def wrapping_tensors_are_float32(patch):
     patch.source(torch._utils._rebuild_wrapper_subclass, "dtype=dtype,", "")
 
 
+@mutant("state.file.tensors-moved-within-torch")
+def tensors_were_always_where_they_are(patch):
+    """Looks for the class of tensors among the functions of torch, though it has moved."""
+    patch.source(files._load, '"torch.tensor": "torch._tensor"', '"torch.tensor": "torch.functional"')
+
+
+@mutant("state.file.safetensors")
+def safetensors_are_always_read_to_the_cpu(patch):
+    """Does not hand the device on."""
+    patch.source(torch.load, "device=device", 'device="cpu"')
+
+
 @mutant("state.file.within-another")
 def files_begin_at_their_start(patch):
     """Reads every file from its first byte."""

@@ -100,7 +100,7 @@ def test_the_container_comes_back_as_it_was(case):
 
 
 @claim("state.file.name-irrelevant")
-@pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x"])
+@pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x", "é.pt"])
 def test_the_name_of_a_file_is_free(case, tmp_path, name):
     x, path = case.tensor(3), tmp_path / name
     torch.save(x, str(path))
@@ -404,12 +404,16 @@ def doubled(module, args, output):
 
 
 @claim("state.file.safe-globals")
-def test_classes_may_be_allowed(case):
-    model = nn.Identity()
-    file = saved(model)
-    assert "torch.nn.modules.linear.Identity" in torch.serialization.get_unsafe_globals_in_checkpoint(file)
+def test_classes_may_be_allowed(case, tmp_path):
+    model, path, unsafe = nn.Identity(), tmp_path / "x.pt", torch.serialization.get_unsafe_globals_in_checkpoint
+    torch.save(model, path)
+    for file in (str(path), path, saved(model)):
+        assert "torch.nn.modules.linear.Identity" in unsafe(file)
+    with case.raises(ValueError, "checkpoint returned by torch.save"):
+        unsafe(saved(model, _use_new_zipfile_serialization=False))
     file.seek(0)
     with torch.serialization.safe_globals([nn.Identity, set, OrderedDict]):
+        assert unsafe(path) == []
         assert isinstance(torch.load(file, weights_only=True), nn.Identity)
     file.seek(0)
     with case.raises(pickle.UnpicklingError, "weights.only"):
@@ -555,6 +559,8 @@ def test_records_of_older_releases_load(case):
     tensor[0, 1] = 9.0
     assert part[0] == again[0] == 9.0
     assert bytes_behind(part) == 12
+    of_python_2 = Rebuilt(Stored(b"storage", kind, "7", b"cpu", 5, None), (3,), (1,), 1)
+    case.same(unrestricted(record(of_python_2, ("7", values)), encoding="bytes"), torch.tensor([2.0, 3.0, 4.0]))
     for file, words in (
         (record(1, magic=5), "Invalid magic number"),
         (record(1, protocol=7), "Invalid protocol version: 7"),
@@ -684,9 +690,11 @@ def test_a_mapped_file_is_private_unless_shared(case, tmp_path):
     path, files = tmp_path / "x.pt", torch.serialization
     tensors = [torch.arange(n, dtype=torch.float32) for n in (5, 0, 1000, 33)]
     torch.save(tensors, path)
-    for how, kept in ((mmap.MAP_PRIVATE, 1.0), (mmap.MAP_SHARED, 9.0)):
+    for how, weights, kept in (
+        (mmap.MAP_PRIVATE, True, 1.0), (mmap.MAP_SHARED, True, 9.0), (mmap.MAP_SHARED, False, 5.0)
+    ):  # fmt: skip
         with files.set_default_mmap_options(how):
-            torch.load(path, mmap=True)[0][1] = 9.0
+            torch.load(path, mmap=True, weights_only=weights)[0][1] = 9.0 if weights else 5.0
         assert torch.load(path)[0][1] == kept, f"after a write into a map of kind {how}"
     torch.save(tensors[2], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with case.raises(RuntimeError, r"mmap can only be used.*old\.pt, _use_new"):
@@ -708,7 +716,7 @@ def test_a_file_loaded_to_meta_knows_where_its_storages_lie(case, tmp_path):
         finally:
             config.save.storage_alignment = 64
         raw = path.read_bytes()
-        for x, there in zip(content[:4], torch.load(path, map_location="meta"), strict=False):
+        for x, there in zip([*content[:4], content[2]], torch.load(path, map_location="meta"), strict=True):
             start = there.untyped_storage()._checkpoint_offset
             assert start % alignment == 0, f"{start} is no multiple of {alignment}"
             assert raw[start : start + there.untyped_storage().nbytes()] == x.numpy().tobytes()
@@ -835,6 +843,8 @@ def test_a_file_is_whatever_reads_writes_and_seeks(case, tmp_path):
     unseekable = type("Unseekable", (io.BytesIO,), {"seek": refuse, "tell": refuse})(saved(x).getvalue())
     with case.raises(io.UnsupportedOperation, "seek.*You can only torch.load from a file that is seekable"):
         torch.load(unseekable)
+    with case.raises(AttributeError, "tell.*You can only torch.load from a file that is seekable"):
+        torch.load(type("Untold", (), {"seek": refuse})())
 
 
 def refuse(*_):
@@ -882,6 +892,10 @@ def test_a_torchscript_archive_is_handed_to_torch_jit(case):
     with pytest.warns(UserWarning, match="TorchScript archive"):
         loaded = torch.load(file, weights_only=False)
     assert isinstance(loaded, torch.jit.ScriptModule)
+    if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        file.seek(0)
+        with case.raises(ValueError, "torchscript checkpoint"):
+            torch.serialization.get_unsafe_globals_in_checkpoint(file)
 
 
 @claim("state.file.sparse-keeps-requires-grad")
@@ -991,3 +1005,37 @@ def test_weights_are_read_whatever_protocol_wrote_them(case):
     x = case.tensor(3).cpu()
     file = saved({"x": x}, pickle_protocol=4)
     case.same(torch.load(file, weights_only=True)["x"], x)
+
+
+@claim("state.file.tensors-moved-within-torch")
+def test_a_file_that_knows_the_class_of_tensors_by_its_first_module_loads(case):
+    x, file = case.tensor(3).as_subclass(Marked), io.BytesIO()
+    x.note = "text"
+    with zipfile.ZipFile(saved(x)) as new, zipfile.ZipFile(file, "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"ctorch._tensor\n", b"ctorch.tensor\n"))
+    file.seek(0)
+    y = unrestricted(file)
+    assert (type(y), y.note) == (Marked, "text")
+    assert torch.equal(y, x)
+
+
+@claim("state.file.safetensors")
+def test_a_file_of_safetensors_is_read_by_that_package(case, tmp_path, monkeypatch):
+    path, asked = tmp_path / "x.safetensors", []
+    package, reader = types.ModuleType("safetensors"), types.ModuleType("safetensors.torch")
+    package.torch = reader
+    reader.load_file = lambda *given, **options: asked.append((*given, options)) or {"x": 1}
+    (
+        monkeypatch.setitem(sys.modules, "safetensors", package),
+        monkeypatch.setitem(sys.modules, "safetensors.torch", reader),
+    )
+    for to, place in ((None, "cpu"), ("meta", "meta"), (torch.device("meta"), "meta")):
+        assert torch.load(path, map_location=to) == {"x": 1}
+        assert asked[-1] == (str(path), {"device": place})
+    for to in ({"cpu": "meta"}, lambda storage, place: storage):
+        with case.raises(RuntimeError, "map_location is not supported"):
+            torch.load(path, map_location=to)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with case.raises(RuntimeError, "safetensors is not installed"):
+        torch.load(path)
