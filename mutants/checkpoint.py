@@ -410,6 +410,21 @@ def what_was_not_saved_is_always_a_mismatch(patch):
     patch.source(module._recomputation_hook.__init__, "ignore_saved_mismatch = True", "ignore_saved_mismatch = False")
 
 
+@mutant("checkpoint.context.errors-pass")
+def errors_held_back_are_forgotten(patch):
+    """Returns nothing where the context held back the error."""
+    patch.source(module._checkpoint_without_reentrant_generator, "if forward_context_suppressed_exc:", "if False:")
+    patch.source(
+        module.checkpoint, "except StopIteration as stop:", "except StopIteration as stop:\n                return None"
+    )
+
+
+@mutant("checkpoint.group.recomputes-once")
+def groups_are_never_entered(patch):
+    """Recomputes for every backward, in a group or not."""
+    patch.source(module.GraphExecGroup.__enter__, "torch._C._set_graph_exec_group(self)", "pass")
+
+
 @mutant("checkpoint.selective.recomputes-the-same")
 def operations_of_their_own_are_run(patch):
     """Runs what the recomputation meets for the first time."""

@@ -1,5 +1,6 @@
 """torch.utils.checkpoint: the same outputs and gradients for less memory, and where the two variants differ."""
 
+import contextlib
 import gc
 import warnings
 import weakref
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from torch_conformance.axes import FLOATING
 from torch_conformance.checks import array
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 from torch_conformance.switches import switched
 
 pytestmark = [axes(via="eager"), pytest.mark.filterwarnings("ignore:None of the inputs")]
@@ -506,6 +507,39 @@ def test_context_fn_gives_a_context_to_each_run(case):
         checkpoint(torch.exp, x, use_reentrant=True, context_fn=lambda: (Named(""), Named("")))
 
 
+@claim("checkpoint.context.errors-pass")
+def test_a_context_that_holds_an_error_back_is_refused(case):
+    def function(x):
+        raise KeyError("mine")
+
+    def contexts():
+        return contextlib.suppress(KeyError), contextlib.nullcontext()
+
+    with case.raises(RuntimeError, "suppressed an exception"):
+        checkpoint(function, case.tensor(3, requires_grad=True), use_reentrant=False, context_fn=contexts)
+
+
+@claim("checkpoint.group.recomputes-once")
+def test_backward_calls_of_one_group_recompute_once(case):
+    calls, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        calls.append(1)
+        return x.sin(), x.exp()
+
+    for together in (True, False):
+        calls.clear()
+        y, z = checkpoint(function, x, use_reentrant=False)
+        with module.GraphExecGroup() if together else contextlib.nullcontext() as group:
+            y.sum().backward()
+            z.sum().backward()
+        assert len(calls) == (2 if together else 3)
+        assert isinstance(group, module.GraphExecGroup) is together
+    case.close(x.grad, 2 * (np.cos(array(x)) + np.exp(array(x))), k=8)  # two functions, three sums of four
+    with module.GraphExecGroup(), case.raises(RuntimeError, "cannot be nested"), module.GraphExecGroup():
+        pass
+
+
 class Counted(TorchDispatchMode):
     """Notes the operations that are computed within it."""
 
@@ -529,10 +563,11 @@ def sines_and_a_sum(x):
 @claim("checkpoint.selective.saves-what-is-named")
 @pytest.mark.parametrize("form", ["list", "function", "flag"])
 def test_what_is_named_is_not_computed_again(case, form):
-    x, sin, asked = case.tensor(3, requires_grad=True), torch.ops.aten.sin.default, []
+    x, sin, asked, results = case.tensor(3, requires_grad=True), torch.ops.aten.sin.default, [], []
 
     def policy(context, op, *args, **kwargs):
         asked.append(context.is_recompute)
+        results.append(getattr(context, "op_output", None))
         if form == "flag":
             return op is sin
         return module.CheckpointPolicy.MUST_SAVE if op is sin else module.CheckpointPolicy.PREFER_RECOMPUTE
@@ -545,6 +580,8 @@ def test_what_is_named_is_not_computed_again(case, form):
         y.sum().backward()
     assert [counted.names.count(name) for name in ("sin", "exp")] == [0, 2]
     assert form == "list" or asked[:3] == [False] * 3
+    if since("2.12") and form != "list":
+        case.same(results[0], x.detach().sin())
     (plain,) = torch.autograd.grad(sines_and_a_sum(twin := x.detach().requires_grad_()).sum(), twin)
     case.same(x.grad, plain)
     with case.raises(ValueError, "OpOverload|pass in"):
@@ -570,12 +607,13 @@ def test_a_kept_result_is_not_modified(case, allowed):
 
 
 @claim("checkpoint.selective.recomputes-the-same")
-def test_an_operation_that_was_not_run_before_is_refused(case):
+@pytest.mark.parametrize("again", [torch.cos, lambda x: (x.detach().sin(), x.sin())[1]], ids=["another", "once more"])
+def test_an_operation_that_was_not_run_before_is_refused(case, again):
     x, runs = case.tensor(3, requires_grad=True), []
 
     def changing(x):
         runs.append(x)
-        return (x.sin() if len(runs) == 1 else x.cos()).exp()
+        return (x.sin() if len(runs) == 1 else again(x)).exp()
 
     def contexts():
         return module.create_selective_checkpoint_contexts([torch.ops.aten.sin.default])
@@ -668,15 +706,14 @@ def test_all_segments_but_the_last_run_again(case, reentrant):
 
 @claim("checkpoint.sequential.preserves-rng")
 @both
-@pytest.mark.parametrize("preserve", [True, False])
+@pytest.mark.parametrize("preserve", [True, False, None])
 def test_sequential_hands_on_preserve_rng_state(case, reentrant, preserve):
     x = case.tensor_of(np.ones(101), requires_grad=True)
-    y = checkpoint_sequential(
-        [nn.Dropout(0.3), nn.Identity()], 2, x, use_reentrant=reentrant, preserve_rng_state=preserve
-    )
+    options = {} if preserve is None else {"preserve_rng_state": preserve}
+    y = checkpoint_sequential([nn.Dropout(0.3), nn.Identity()], 2, x, use_reentrant=reentrant, **options)
     torch.rand(7)
     y.sum().backward()
-    assert torch.equal(x.grad, y.detach()) == preserve
+    assert torch.equal(x.grad, y.detach()) == (preserve is not False)
 
 
 @claim("checkpoint.sequential.unknown-argument")
