@@ -154,6 +154,12 @@ def swalr_an_epoch_early(patch):
     patch.source(u.SWALR.get_lr, "step / max(1, self.anneal_epochs)", "(step + 1) / max(1, self.anneal_epochs)")
 
 
+@mutant("averaging.swalr.defaults")
+def swalr_takes_five_epochs(patch):
+    """Has another default."""
+    patch.set(u.SWALR.__init__, "__defaults__", (5, "cos", -1))
+
+
 @mutant("averaging.swalr.joins-another-schedule")
 def swalr_from_the_initial_rate(patch):
     """Starts from the rate of construction."""

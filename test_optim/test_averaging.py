@@ -15,7 +15,7 @@ from specs.reference import schedulers
 from test_optim.test_schedulers import advance, hold_along, optimizer_of, rates_of
 from torch_conformance.axes import PRECISE
 from torch_conformance.checks import array
-from torch_conformance.marks import axes, claim
+from torch_conformance.marks import axes, claim, since
 
 DECAY = 0.7
 
@@ -313,6 +313,17 @@ def test_the_rate_is_annealed_to_swa_lr(case, strategy, epochs, rate):
     hold_along(case, found, wanted, {"T_max": max(epochs, 1)})
 
 
+@claim("averaging.swalr.defaults")
+def test_the_annealing_takes_ten_epochs_by_default(case):
+    optimizer, found, wanted = optimizer_of(case), [], []
+    scheduler = swa_utils.SWALR(optimizer, 0.05)
+    for t in range(12):
+        found.append(rates_of(optimizer))
+        wanted.append([schedulers.swa(t, base, swa_lr=0.05, anneal_epochs=10) for base in (0.5, 0.08)])
+        advance(optimizer, scheduler)
+    hold_along(case, found, wanted, {"T_max": 10})
+
+
 @claim("averaging.swalr.joins-another-schedule")
 def test_annealing_starts_from_the_rate_it_finds(case):
     """Used after another scheduler has moved the rates, as in the documented example."""
@@ -375,6 +386,7 @@ def test_a_loaded_annealing_goes_on_as_the_saved_one(case, strategy):
         assert rates_of(second) == rates_of(first)
         advance(first, old)
         advance(second, new)
+    assert not since("2.10") or "anneal_func" not in old.state_dict()
 
 
 @claim("schedulers.errors.get-lr-outside-step")

@@ -174,6 +174,8 @@ def test_a_nonfinite_norm_is_an_error_when_asked(case, foreach, bad):
         clip(case, clip_grad_norm_, parameters, 1.0, error_if_nonfinite=True, foreach=foreach)
     for p, g in zip(parameters, before, strict=True):
         case.same(p.grad, g)
+    parameters[1].grad.zero_()
+    assert clip(case, clip_grad_norm_, parameters, 1.0, error_if_nonfinite=True, foreach=foreach).isfinite()
 
 
 @claim("clipping.norm.several-dtypes")
