@@ -190,8 +190,10 @@ def test_mutation_of_saved_tensors_can_be_allowed(case):
         y = x * 2
         z = y.square()
         y.sub_(y.detach(), alpha=2)
-        case.same(y.detach(), x.detach() * -2)
+        y.neg_()
+        case.same(y.detach(), x.detach() * 2)
         z.sum().backward()
+        y.zero_()
         with case.raises(RuntimeError, "nested"), torch.autograd.graph.allow_mutation_on_saved_tensors():
             pass
     case.close(x.grad, 8 * array(x), k=2)
@@ -199,6 +201,17 @@ def test_mutation_of_saved_tensors_can_be_allowed(case):
         z = (x * 2).square()
     with case.raises((RuntimeError, AssertionError), "allow_mutation_on_saved_tensors"):
         z.sum().backward()
+
+
+@claim("inplace.saved.mutation-allowed")
+def test_mutation_by_out_can_be_allowed(case):
+    x = case.tensor(3, requires_grad=True)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        y = x * 2
+        z = y.square()
+        torch.neg(y.detach(), out=y.detach())
+        z.sum().backward()
+    case.close(x.grad, 8 * array(x), k=2)
 
 
 @claim("inplace.saved.mutation-forgotten")
