@@ -759,3 +759,9 @@ def lazy_convolutions_take_an_input_alone(patch):
         return original(layer, x, **options)
 
     patch.wrap(nn.modules.conv._LazyConvXdMixin, "initialize_parameters", initialize)
+
+
+@mutant("module.cast.complex")
+def complex_parameters_are_not_cast(patch):
+    """Casts what is floating-point alone."""
+    patch.source(nn.Module.to, "t.is_floating_point() or t.is_complex()", "t.is_floating_point()")

@@ -379,6 +379,16 @@ def test_type_casts_integers_too(case):
     assert {x.dtype for x in [*model.parameters(), *model.buffers()]} == {torch.float64}
 
 
+@claim("module.cast.complex")
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_complex_parameters_are_cast_to_complex(case):
+    model = nn.ParameterList([torch.complex(case.tensor(3), case.tensor(3)), case.tensor(3)])
+    kept = model[0].detach().clone()
+    model.to(torch.complex128)
+    assert [p.dtype for p in model] == [torch.complex128] * 2
+    assert torch.equal(model[0], kept.to(torch.complex128))
+
+
 @claim("module.cast.integer-refused")
 def test_modules_hold_no_integers(case):
     model = case.module(Tree)
