@@ -676,3 +676,11 @@ def unknown_modes_mean_nothing(patch):
     patch.source(
         torch.autograd.graph.register_multi_grad_hook, "if mode not in supported_modes:", "handles = ()\n    if False:"
     )
+
+
+@mutant("hooks.backward.without-recording")
+def backward_hooks_want_a_node(patch):
+    """Looks for the node of its own function where nothing is recorded."""
+    patch.source(
+        hooks_file.BackwardHook._apply_on_tensors, "requires_grad and torch.is_grad_enabled()", "requires_grad"
+    )

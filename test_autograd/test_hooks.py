@@ -930,3 +930,16 @@ def test_registration_hooks_see_what_is_inserted(case):
     with module_file.register_module_module_registration_hook(lambda module, name, value: seen.append(value)):
         children.insert(0, inserted)
     assert inserted in seen, "the hook was not called"
+
+
+@claim("hooks.backward.without-recording")
+@axes(via="eager")
+def test_full_backward_hooks_leave_a_forward_under_no_grad_alone(case):
+    layer, x, seen = case.module(nn.Linear, 3, 2), case.tensor(4, 3, requires_grad=True), []
+    with torch.no_grad():
+        plain = layer(x)
+        layer.register_full_backward_hook(lambda *_: seen.append("fired"))
+        y = layer(x)
+    case.same(y, plain)
+    assert not y.requires_grad
+    assert not seen
