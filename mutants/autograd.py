@@ -1447,6 +1447,66 @@ def ties_all_get_everything(patch):
     patch.kernel("eq.Tensor", lambda x, y: (x >= y) | (x < y))
 
 
+@mutant("autograd.loss.weights-of-probabilities")
+def weights_of_probabilities_divide(patch):
+    """Divides the mean by the weights that were used, as for class indices."""
+
+    def loss(original, x, target, weight=None, reduction="mean", **options):
+        value = original(x, target, weight=weight, reduction=reduction, **options)
+        return value * len(x) / (target * weight).sum() if reduction == "mean" and x.shape == target.shape else value
+
+    patch.wrap(F, "cross_entropy", loss)
+
+
+@mutant("autograd.loss.divergence-of-logarithms")
+def logarithms_get_no_gradient(patch):
+    """Takes the target for a constant."""
+    patch.wrap(F, "kl_div", lambda o, x, t, **options: o(x, t.detach() + 0 * t, **options))
+
+
+@mutant("autograd.loss.counts-by-stirling")
+def factorials_are_left_out(patch):
+    """Ignores full."""
+    patch.source(F.poisson_nll_loss, "full, eps", "False, eps")
+
+
+@mutant("autograd.loss.triplet")
+def negatives_are_not_swapped(patch):
+    """Ignores swap."""
+    patch.wrap(F, "triplet_margin_loss", lambda o, *rows, swap=False, **options: o(*rows, **options))
+
+
+@mutant("autograd.loss.ranking")
+def ranking_forgets_the_margin(patch):
+    """Takes any lead for enough."""
+    patch.wrap(F, "margin_ranking_loss", lambda o, *rows, margin=0.0, **options: o(*rows, **options))
+
+
+@mutant("autograd.loss.cosine-embedding")
+def angles_forget_the_margin(patch):
+    """Takes any angle of unlike rows for a cost."""
+    patch.wrap(F, "cosine_embedding_loss", lambda o, *rows, margin=0.0, **options: o(*rows, **options))
+
+
+@mutant("autograd.gradient.clamp-between-tensors")
+def bounds_swap_their_gradients(patch):
+    """Gives each bound the gradient of the other."""
+
+    def clamp(original, x, low=None, high=None):
+        if not isinstance(low, torch.Tensor):
+            return original(x, low, high)
+        value = original(x, low, high)
+        return value + (low - low.detach()) * (x > high) - (low - low.detach()) * (x < low)
+
+    patch.wrap(torch, "clamp", clamp)
+
+
+@mutant("autograd.gradient.masked-selection")
+def selections_are_handed_back_in_reverse(patch):
+    """Writes the gradient of what was selected from the other end."""
+    patch.wrap(torch.Tensor, "masked_select", lambda o, x, mask: Altered.apply(o(x, mask), lambda g: g.flip(0)))
+
+
 @mutant("autograd.loss.margins-between-classes")
 def margins_are_not_squared(patch):
     """Takes every margin to the power one."""

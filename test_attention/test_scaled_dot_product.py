@@ -243,16 +243,20 @@ def test_a_row_without_keys_was_nan(case, rank):
 
 @claim("attention.sdpa.dropout", "attention.sdpa.dropout-ignores-the-mode")
 @axes(dtype=FLOATING)
+@pytest.mark.parametrize("kind", ["plain", "causal", "masked"])
 @pytest.mark.parametrize("p", [0.2, 0.7])
-def test_sdpa_drops_weights(case, p):
+def test_sdpa_drops_weights(case, p, kind):
     q, k = (case.tensor(1, 2, 24, 4) for _ in range(2))
     unit = case.tensor_of(np.eye(24)).expand(1, 2, 24, 24)  # the values show the weights
-    shown = sdpa(case, q, k, unit, dropout_p=p)
+    seen = torch.ones(24, 24, dtype=torch.bool, device=case.device).tril()
+    mask = seen if kind == "masked" else None
+    shown = sdpa(case, q, k, unit, mask, dropout_p=p, is_causal=kind == "causal")
+    seen = np.broadcast_to(array(seen).astype(bool) | (kind == "plain"), shown.shape)
     kept = array(shown) != 0
-    weights = reference.weights(*rounded(q, k))
+    weights = reference.weights(*rounded(q, k), None if kind == "plain" else reference.causal(24, 24))
     scale = (weights.error + 2 * weights.value) / (1 - p)
     case.close(shown, np.where(kept, weights.value / (1 - p), 0), k=1, scale=np.where(kept, scale, 0))
-    case.binomial((~kept).sum(), kept.size, p)
+    case.binomial((~kept & seen).sum(), seen.sum(), p)
 
 
 @claim("attention.sdpa.dropout")

@@ -322,6 +322,10 @@ def test_the_gradient_of_a_product_leaves_one_factor_out(case, zeros):
     x.prod().backward()
     others = [np.prod(np.delete(array(x), i)) for i in range(5)]
     case.close(x.grad, np.array(others), k=8)  # at most seven products and a quotient
+    rows, g = case.tensor_of([values, values + 1], requires_grad=True), case.tensor(2)
+    rows.prod(1).backward(g)
+    others = np.array([[np.prod(np.delete(row, i)) for i in range(5)] for row in array(rows)])
+    case.close(rows.grad, array(g)[:, None] * others, k=9)  # and a product
 
 
 @claim("autograd.gradient.softmax")
@@ -545,10 +549,13 @@ def test_a_large_mean_costs_the_variance_its_own_rounding(case, dim):
         lambda x: x.flip(0),
         lambda x: x.roll(2, 1),
         lambda x: x[2],
+        lambda x: x[-1],
+        lambda x: x[..., -2],
+        lambda x: x.narrow(0, -2, 1),
         lambda x: x.unfold(1, 2, 2),
         lambda x: F.pad(x, (1, 2), value=99.0),
     ],
-    ids=["slice", "transpose", "reshape", "flip", "roll", "select", "unfold", "pad"],
+    ids=["slice", "transpose", "reshape", "flip", "roll", "select", "last", "last but one", "narrow", "unfold", "pad"],
 )
 def test_views_send_each_gradient_where_its_element_came_from(case, view):
     x = case.tensor(3, 5, requires_grad=True)
@@ -626,7 +633,10 @@ KINKS = {
     "leaky-relu": (lambda x: F.leaky_relu(x, 0.3), 0.0, 0.3),
     "hardtanh-low": (F.hardtanh, -1.0, 0.0),
     "hardtanh-high": (F.hardtanh, 1.0, 0.0),
+    "hardtanh-below": (lambda x: F.hardtanh(x, -1.0, 2.0), -1.5, 0.0),
+    "hardtanh-inside": (lambda x: F.hardtanh(x, -1.0, 2.0), 1.5, 1.0),
     "relu6": (F.relu6, 6.0, 0.0),
+    "relu6-low": (F.relu6, -0.5, 0.0),
     "sqrt": (torch.sqrt, 0.0, math.inf),
     "sign": (torch.sign, 0.0, 0.0),
     "floor": (torch.floor, 1.0, 0.0),
@@ -737,6 +747,17 @@ def test_clamp_passes_the_gradient_within_its_bounds(case, bounds):
     low, high = (b if b is not None else s * math.inf for b, s in zip(bounds, (-1, 1), strict=True))
     inside = (array(x) > low) & (array(x) < high)
     case.same(x.grad, case.tensor_of(np.where(inside, array(g), 0.0)))
+
+
+@claim("autograd.gradient.clamp-between-tensors")
+@axes(dtype=FLOATING)
+def test_a_bound_gets_the_gradient_of_what_it_replaces(case):
+    x, g = case.tensor_of(case.rng.integers(-24, 24, (3, 67)) / 8 + 1 / 16, requires_grad=True), case.tensor(3, 67)
+    low, high = (case.tensor_of(np.full((3, 67), bound), requires_grad=True) for bound in (-0.5, 0.75))
+    torch.clamp(x, low, high).backward(g)
+    case.same(low.grad, torch.where(x < low, g, 0))
+    case.same(high.grad, torch.where(x > high, g, 0))
+    case.same(x.grad, g - low.grad - high.grad)
 
 
 @claim("autograd.gradient.clamp-at-the-bound")
@@ -1141,6 +1162,31 @@ def test_the_pool_of_the_infinite_norm_takes_the_greatest(case):
     found.sum().backward()
     case.same(found.detach(), case.tensor_of([[[4.0, 1.0]]]))
     case.same(x.grad + 0.0, case.tensor_of([[[0.0, -1.0, -1.0, 0.0]]]))
+
+
+@claim("autograd.gradient.masked-selection")
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"), via="eager")
+def test_what_a_mask_selects_has_the_gradient(case):
+    x, mask = case.tensor(7, 5, requires_grad=True), torch.as_tensor(case.rng.random((7, 5)) < 0.5).to(case.device)
+    y = x.masked_select(mask)
+    y.backward(g := case.tensor(*y.shape))
+    assert np.array_equal(array(y), array(x)[array(mask).astype(bool)])
+    case.same(x.grad, torch.zeros_like(x).masked_scatter(mask, g))
+
+
+@claim("autograd.gradient.taken-whatever-the-strides")
+@axes(layout=("contiguous", "transposed", "strided"), via="eager")
+def test_without_a_dimension_elements_are_taken_in_their_order(case):
+    x, index = case.tensor(5, 7), torch.tensor([31, 0, 8], device=case.device)
+    case.same(torch.take_along_dim(x, index), x.flatten()[index])
+
+
+@claim("autograd.gradient.cosine-below-eps")
+@axes(dtype=PRECISE, via="eager")
+def test_the_cosine_of_a_short_vector_is_linear(case):
+    x, y = case.tensor_of([3.0, 4.0], requires_grad=True), case.tensor_of([6.0, 8.0])
+    F.cosine_similarity(x, y, dim=0, eps=7.0).backward()
+    case.close(x.grad, np.array([6.0, 8.0]) / (7 * 10), k=8)  # a norm, two products and a quotient
 
 
 @claim("autograd.gradient.lerp-by-a-number")

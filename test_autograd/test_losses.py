@@ -226,6 +226,115 @@ def test_every_place_of_an_image_is_a_sample(case):
     case.close(case.tensor_of(found), wanted, k=5 + 24 + 6, scale=scale)  # sums over classes and weights
 
 
+@claim("autograd.loss.weights-of-probabilities")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weights_of_probable_classes_are_not_in_the_divisor(case, reduction):
+    x, weight = case.tensor(6, 5, requires_grad=True), case.tensor_of(case.rng.uniform(0.3, 2, 5))
+    target = case.tensor_of(case.rng.dirichlet(np.ones(5), 6))
+    loss = F.cross_entropy(x, target, weight=weight, reduction=reduction)
+    loss.sum().backward()
+    shares, logs = array(target) * array(weight), reference.log_softmax(array(x))
+    divisor = 6 if reduction == "mean" else 1
+    values, terms = (part if reduction == "none" else part.sum() / divisor for part in (
+        -(shares * logs).sum(1), (shares * (1 - logs)).sum(1)
+    ))  # fmt: skip
+    case.close(loss, values, k=5 + 6 + 6, scale=terms)  # sums over classes twice, and over samples
+    total, s = shares.sum(1, keepdims=True), np.exp(logs)
+    scale = (total * s * (1 - logs) + shares) / divisor
+    case.close(x.grad, (total * s - shares) / divisor, k=5 + 6 + 4, scale=scale)
+
+
+@claim("autograd.loss.divergence-of-logarithms")
+@axes(dtype=FLOATING)
+def test_a_target_of_logarithms_gets_a_gradient_too(case):
+    x, t, g = case.tensor(3, 7, requires_grad=True), case.tensor(3, 7, requires_grad=True), case.tensor(3, 7)
+    losses = F.kl_div(x, t, reduction="none", log_target=True)
+    losses.backward(g)
+    p, apart, up = np.exp(array(t)), array(t) - array(x), array(g)
+    sizes = abs(array(t)) + abs(array(x))
+    case.close(losses, p * apart, k=4, scale=p * sizes)  # an exponential, a difference, a product
+    case.close(x.grad, -up * p, k=4)
+    case.close(t.grad, up * p * (apart + 1), k=6, scale=abs(up) * p * (sizes + 1))
+
+
+@claim("autograd.loss.counts-by-stirling")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("log_input", [True, False])
+def test_the_factorial_of_a_count_beyond_one_is_approximated(case, log_input):
+    t = case.tensor_of([0.0, 0.5, 1.0, 1.5, 4.0, 30.0])
+    x = case.tensor_of(case.rng.uniform(0.5, 2, 6))
+    loss = F.poisson_nll_loss(x, t, log_input=log_input, full=True, eps=0.25, reduction="none")
+    counts, rates, logs = array(t), array(x), np.log(array(x) + 0.25)
+    if log_input:
+        rates, logs = np.exp(array(x)), array(x)
+    more = np.maximum(counts, 1)
+    stirling = np.where(counts > 1, more * np.log(more) - more + np.log(2 * np.pi * more) / 2, 0)
+    scale = 1 + rates + counts * (2 + abs(logs) + abs(np.log(more)))
+    case.close(loss, rates - counts * logs + stirling, k=12, scale=scale)  # four functions, and eight steps
+
+
+def three(case):
+    """Rows (5, 4) of an anchor, a positive and a negative example."""
+    return [case.tensor(5, 4, requires_grad=True) for _ in range(3)]
+
+
+@claim("autograd.loss.triplet")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_a_negative_should_be_farther_by_the_margin(case, p, swap):
+    anchor, positive, negative = three(case)
+    losses = F.triplet_margin_loss(anchor, positive, negative, margin=0.7, p=p, eps=1e-3, swap=swap, reduction="none")
+
+    def apart(a, b):
+        return (abs(array(a) - array(b) + 1e-3) ** p).sum(1) ** (1 / p)
+
+    far = np.minimum(apart(anchor, negative), apart(positive, negative)) if swap else apart(anchor, negative)
+    near = apart(anchor, positive)
+    size = near + far + sum(abs(array(t)).sum(1) for t in (anchor, positive, negative))
+    # differences, a sum of four powers and a root, each distance; two steps more
+    case.close(losses, np.maximum(near - far + 0.7, 0), k=16, scale=0.7 + size)
+
+
+@claim("autograd.loss.ranking")
+@axes(dtype=FLOATING)
+def test_the_better_should_be_ahead_by_the_margin(case):
+    a, b, g = case.tensor(35, requires_grad=True), case.tensor(35, requires_grad=True), case.tensor(35)
+    t = signs(case, 35)
+    losses = F.margin_ranking_loss(a, b, t, margin=0.3, reduction="none")
+    losses.backward(g)
+    behind = 0.3 - array(t) * (array(a) - array(b))
+    case.close(losses, np.maximum(behind, 0), k=3, scale=0.3 + abs(array(a)) + abs(array(b)))
+    case.same(a.grad + 0.0, torch.where(losses > 0, -t * g, 0.0))  # no zero with a sign
+    case.same(b.grad, -a.grad)
+
+
+@claim("autograd.loss.cosine-embedding")
+@axes(dtype=PRECISE)
+def test_unlike_rows_should_have_an_angle(case):
+    a, b = case.tensor(35, 7), case.tensor(35, 7)
+    t = signs(case, 35)
+    losses = F.cosine_embedding_loss(a, b, t, margin=0.2, reduction="none")
+    lengths = np.sqrt(((array(a) ** 2).sum(1) + 1e-12) * ((array(b) ** 2).sum(1) + 1e-12))
+    cosine = (array(a) * array(b)).sum(1) / lengths
+    wanted = np.where(array(t) == 1, 1 - cosine, np.maximum(cosine - 0.2, 0))
+    # three sums of seven, a root and a quotient
+    case.close(losses, wanted, k=15, scale=1 + abs(array(a) * array(b)).sum(1) / lengths)
+
+
+@claim("autograd.loss.images-of-any-strides")
+@axes(via="eager")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_an_image_with_its_classes_last_has_a_gradient(case, reduction):
+    x = case.tensor(2, 3, 4, 5).permute(0, 3, 1, 2).requires_grad_()
+    target = torch.as_tensor(case.rng.integers(0, 5, (2, 3, 4))).to(case.device)
+    loss = F.nll_loss(x, target, reduction=reduction)
+    loss.sum().backward()
+    wanted = -F.one_hot(target, 5).permute(0, 3, 1, 2).to(case.dtype) / (24 if reduction == "mean" else 1)
+    case.close(x.grad, array(wanted), k=1)
+
+
 @claim("autograd.loss.ignored-samples")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("n", [6, 211])

@@ -32,7 +32,7 @@ def test_looks_up_rows_bit_by_bit(case, values, kind):
 @pytest.mark.parametrize("width", [1, 271])
 def test_rows_of_any_length_are_looked_up_and_trained(case, width):
     layer, g = case.module(nn.Embedding, 6, width), case.tensor(2, 3, width)
-    y = layer(indices(case))
+    y = layer(indices(case, np.transpose(IDS)).t())
     y.backward(g)
     assert np.array_equal(array(y), array(layer.weight)[IDS])
     wanted, scale = (reference.embedding_gradient(f(array(g)), np.array(IDS), 6) for f in (np.array, abs))
@@ -369,6 +369,15 @@ def test_per_sample_weights_scale_the_rows(case, padding, width):
     shares = array(factors * torch.tensor(counted, device=case.device))[:, None] * up
     wanted, scale = (reference.embedding_gradient(f(shares), np.array(ids), 6) for f in (np.array, abs))
     case.close(layer.weight.grad, wanted, k=3, scale=scale)  # two products
+
+
+@claim("linear.embeddingbag.weights")
+@pytest.mark.parametrize("lie", [lambda t: t.t().contiguous().t(), lambda t: t.repeat_interleave(2, 1)[:, ::2]])
+def test_weights_of_samples_are_read_where_they_lie(case, lie):
+    layer, factors = case.module(nn.EmbeddingBag, 6, 5, mode="sum"), case.tensor(2, 3)
+    y = layer(indices(case), None, lie(factors))
+    terms = array(layer.weight)[IDS] * array(factors)[..., None]
+    case.close(y, terms.sum(1), k=3, scale=abs(terms).sum(1))  # three products
 
 
 @claim("linear.embeddingbag.weights-of-every-index")

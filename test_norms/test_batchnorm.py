@@ -340,6 +340,16 @@ def test_training_gradients(case, cls, shape):
     close_to_train_gradients(case, layer, x, gradient)
 
 
+@claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
+@axes(dtype=FLOATING, layout="channels_last")
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_laid_out_otherwise_than_the_input(case, training):
+    layer = case.module(nn.BatchNorm2d, 5, eps=EPS).train(training)
+    x, gradient = case.tensor(4, 5, 3, 2, loc=0.5, requires_grad=True), case.tensor(4, 5, 3, 2).contiguous()
+    layer(x).backward(gradient)
+    (close_to_train_gradients if training else close_to_eval_gradients)(case, layer, x, gradient)
+
+
 @claim("batchnorm.gradient.input")
 @axes(dtype=FLOATING)
 @inputs

@@ -135,6 +135,13 @@ def test_gradients_in_every_memory_layout(case, shape, groups):
 
 
 @claim("norms.groupnorm.gradients")
+@axes(dtype=FLOATING, layout="channels_last")
+def test_gradients_laid_out_otherwise_than_the_input(case):
+    x, g = case.tensor(3, 6, 5, 3, requires_grad=True), case.tensor(3, 6, 5, 3).contiguous()
+    backward(case, case.module(nn.GroupNorm, 3, 6, eps=0.1), x, g)
+
+
+@claim("norms.groupnorm.gradients")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("affine", [True, False])
 def test_gradients_where_strides_fit_either_layout(case, affine):

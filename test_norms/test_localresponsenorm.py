@@ -9,7 +9,7 @@ from torch_conformance.axes import FLOATING, PRECISE
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim
 
-SHAPES = [(2, 7, 5), (2, 7, 3, 5), (2, 7, 3, 2, 5), (1, 1, 17), (2, 2, 1, 33)]
+SHAPES = [(2, 7, 5), (2, 7, 3, 5), (2, 7, 3, 2, 5), (1, 1, 17), (2, 2, 1, 33), (1, 19, 3, 2)]
 
 
 def judge(case, y, x, *options):

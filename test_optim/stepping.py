@@ -29,7 +29,7 @@ NUMBERS = {"eta", "mu", "mu_product"}
 USUAL = {
     "SGD": {"lr": 0.3, "momentum": 0.7, "dampening": 0.4, "weight_decay": 0.2, "maximize": True},
     "Adam": {"lr": 0.03, "betas": (0.6, 0.8), "eps": 0.1, "weight_decay": 0.2, "amsgrad": True},
-    "AdamW": {"lr": 0.03, "betas": (0.6, 0.8), "eps": 0.1, "weight_decay": 0.2, "maximize": True},
+    "AdamW": {"lr": 0.03, "betas": (0.3, 0.8), "eps": 0.1, "weight_decay": 0.2, "maximize": True},
     "NAdam": {"lr": 0.03, "betas": (0.6, 0.8), "eps": 0.1, "weight_decay": 0.2, "momentum_decay": 0.3},
     "RAdam": {"lr": 0.03, "betas": (0.6, 0.95), "eps": 0.1, "weight_decay": 0.2},
     "Adagrad": {"lr": 0.03, "lr_decay": 0.2, "eps": 0.1, "weight_decay": 0.2, "initial_accumulator_value": 0.3},
