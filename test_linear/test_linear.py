@@ -55,13 +55,21 @@ def test_multiplies_by_the_transposed_weight_and_adds_the_bias(case, inputs, out
 
 
 @claim("linear.linear.formula")
-@axes(dtype=FLOATING, layout=("transposed", "strided", "expanded", "channels_last"))
+@axes(dtype=PRECISE, layout=("transposed", "strided", "expanded", "channels_last"))
 @pytest.mark.parametrize("leading", [(4,), (2, 3), (2, 2, 3)], ids=str)
 def test_every_memory_layout_is_taken(case, leading):
     for outputs in (5, 17):
         layer, x = case.module(nn.Linear, 17, outputs), case.tensor(*leading, 17)
         layer.weight = nn.Parameter(case.tensor(outputs, 17))
         judge(case, layer(x), x, layer)
+
+
+@claim("linear.linear.formula")
+@axes(dtype=REDUCED, layout=("transposed", "strided", "expanded"))
+def test_every_memory_layout_is_taken_in_low_precision(case):
+    layer, x = case.module(nn.Linear, 17, 5), case.tensor(4, 17)
+    layer.weight = nn.Parameter(case.tensor(5, 17))
+    judge(case, layer(x), x, layer)
 
 
 @claim("linear.linear.weight-layout")
