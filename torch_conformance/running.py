@@ -39,6 +39,8 @@ class Running:
         hook.pytest_runtest_logreport(report=report)
         if report.failed:
             hook.pytest_exception_interact(node=item, call=call, report=report)
+        if CASE in item.stash:
+            del item.stash[CASE]  # or the generators of all cases would live to the end
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
