@@ -236,9 +236,9 @@ def test_weights_of_probable_classes_are_not_in_the_divisor(case, reduction):
     loss.sum().backward()
     shares, logs = array(target) * array(weight), reference.log_softmax(array(x))
     divisor = 6 if reduction == "mean" else 1
-    values, terms = (part if reduction == "none" else part.sum() / divisor for part in (
-        -(shares * logs).sum(1), (shares * (1 - logs)).sum(1)
-    ))  # fmt: skip
+    values, terms = -(shares * logs).sum(1), (shares * (1 - logs)).sum(1)
+    if reduction != "none":
+        values, terms = values.sum() / divisor, terms.sum() / divisor
     case.close(loss, values, k=5 + 6 + 6, scale=terms)  # sums over classes twice, and over samples
     total, s = shares.sum(1, keepdims=True), np.exp(logs)
     scale = (total * s * (1 - logs) + shares) / divisor
@@ -274,17 +274,12 @@ def test_the_factorial_of_a_count_beyond_one_is_approximated(case, log_input):
     case.close(loss, rates - counts * logs + stirling, k=12, scale=scale)  # four functions, and eight steps
 
 
-def three(case):
-    """Rows (5, 4) of an anchor, a positive and a negative example."""
-    return [case.tensor(5, 4, requires_grad=True) for _ in range(3)]
-
-
 @claim("autograd.loss.triplet")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 def test_a_negative_should_be_farther_by_the_margin(case, p, swap):
-    anchor, positive, negative = three(case)
+    anchor, positive, negative = (case.tensor(5, 4) for _ in range(3))
     losses = F.triplet_margin_loss(anchor, positive, negative, margin=0.7, p=p, eps=1e-3, swap=swap, reduction="none")
 
     def apart(a, b):

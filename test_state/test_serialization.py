@@ -1026,10 +1026,8 @@ def test_a_file_of_safetensors_is_read_by_that_package(case, tmp_path, monkeypat
     package, reader = types.ModuleType("safetensors"), types.ModuleType("safetensors.torch")
     package.torch = reader
     reader.load_file = lambda *given, **options: asked.append((*given, options)) or {"x": 1}
-    (
-        monkeypatch.setitem(sys.modules, "safetensors", package),
-        monkeypatch.setitem(sys.modules, "safetensors.torch", reader),
-    )
+    monkeypatch.setitem(sys.modules, "safetensors", package)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", reader)
     for to, place in ((None, "cpu"), ("meta", "meta"), (torch.device("meta"), "meta")):
         assert torch.load(path, map_location=to) == {"x": 1}
         assert asked[-1] == (str(path), {"device": place})
