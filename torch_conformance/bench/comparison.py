@@ -308,12 +308,13 @@ class _Comparison:
         result.verdict = "undecided"
         if own and within(result.interval.low, result.interval.high, self.threshold):
             result.verdict = "same"
+        enough = rank or len(logs) >= self.looks.schedule[0]
         result.note = (
-            None if rank else f"{self.looks.schedule[0]} launches are needed to call it; give it more --budget"
+            None if enough else f"{self.looks.schedule[0]} launches are needed to call it; give it more --budget"
         )
         if result.verdict != "same":
             return False
-        nothing_seen = len(logs) >= self.looks.schedule[0] and result.interval.low <= 1 <= result.interval.high
+        nothing_seen = enough and result.interval.low <= 1 <= result.interval.high
         return nothing_seen or within(result.interval.ratio, result.interval.ratio, self.resolution)
 
 
