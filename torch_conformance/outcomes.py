@@ -16,7 +16,7 @@ OUTCOMES = ("holds", "violated", "deviates", "unsupported", "broken")
 LACKS = re.compile(
     r"not implemented for '?(Half|BFloat16|Complex\w+|Double)"
     r"|Could not run 'aten::"
-    r"|not (currently )?(implemented|supported) (for|on) (the |this )?(device|backend|'?\w+'? backend)"
+    r"|not (currently )?(implemented|supported) (for|on) (the |this )?('?\w+'? )?(device|backend)"
     r"|already associated to a python object of type"
     r"|No backend type associated with device type"
     r"|(does not|doesn't) support (float64|Half|BFloat16)"
