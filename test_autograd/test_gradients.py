@@ -87,21 +87,6 @@ def test_more_elements_than_one_thread_takes(case, name):
     keeps_value_and_derivative(case, name, x, case.function(function_named(name))(x))
 
 
-@claim("autograd.gradient.softmax")
-@pytest.mark.parametrize("dim", [0, 1])
-def test_softmax_of_more_elements_than_one_thread_takes(case, dim):
-    x, g = (case.tensor(521, 67).movedim(1, dim).requires_grad_() for _ in range(2))
-    y = case.function(torch.softmax)(x, dim)
-    y.backward(g)
-    vx, vg = (np.moveaxis(array(t), dim, -1) for t in (x, g))
-    s, logs = reference.softmax(vx), reference.log_softmax(vx)
-    scale = s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True)) * (1 + abs(logs))
-    case.close(y, np.moveaxis(s, -1, dim), k=67 + 8, scale=np.moveaxis(s * (1 + abs(logs)), -1, dim))  # as above
-    case.close(
-        x.grad, np.moveaxis(reference.softmax_gradient(vx, vg), -1, dim), k=2 * 75, scale=np.moveaxis(scale, -1, dim)
-    )
-
-
 @claim("autograd.gradient.nan-passes")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("name", reference.FUNCTIONS)
@@ -328,41 +313,45 @@ def test_the_gradient_of_a_product_leaves_one_factor_out(case, zeros):
     case.close(rows.grad, array(g)[:, None] * others, k=9)  # and a product
 
 
+def close_to_softmax(case, name, x, g, dim):
+    """The value and the gradient; their sums err at worst by a rounding an element, an exponential by its argument."""
+    y = case.function(getattr(torch, name))(x, dim)
+    (found,) = torch.autograd.grad(y, x, g)
+    vx, vg = (np.moveaxis(array(t), dim, -1) for t in (x, g))
+    s, logs = reference.softmax(vx), reference.log_softmax(vx)
+    size = 1 + abs(logs)
+    if name == "softmax":
+        law, scale, scale_of_gradient = s, s * size, 2 * s * size * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True))
+    else:
+        law, scale, scale_of_gradient = logs, size, abs(vg) + s * size * abs(vg).sum(-1, keepdims=True)
+    roundings = vx.shape[-1] + 8
+    case.close(y, np.moveaxis(law, -1, dim), k=roundings, scale=np.moveaxis(scale, -1, dim))
+    wanted = getattr(reference, f"{name}_gradient")(vx, vg)
+    case.close(found, np.moveaxis(wanted, -1, dim), k=roundings, scale=np.moveaxis(scale_of_gradient, -1, dim))
+
+
 @claim("autograd.gradient.softmax")
 @axes(dtype=FLOATING, layout=("contiguous", "transposed", "strided"))
 @pytest.mark.parametrize("length", [1, 3, 17])
-def test_gradients_of_softmax_and_log_softmax(case, length):
-    x, g = case.tensor(61, length, requires_grad=True), case.tensor(61, length)
-    vx, vg = array(x), array(g)
-    y = case.function(torch.softmax)(x, -1)
-    y.backward(g)
-    s, logs = reference.softmax(vx), reference.log_softmax(vx)
-    scale = s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True))
-    roundings = length + 8  # a sum in the forward, a sum of products in the backward, each at worst linear
-    case.close(y, s, k=roundings, scale=s * (1 + abs(logs)))
-    case.close(x.grad, reference.softmax_gradient(vx, vg), k=2 * roundings, scale=scale)
-    x.grad = None
-    y = case.function(torch.log_softmax)(x, -1)
-    y.backward(g)
-    case.close(y, logs, k=roundings, scale=1 + abs(logs))
-    scale = abs(vg) + s * abs(vg).sum(-1, keepdims=True) * (1 + abs(logs))
-    case.close(x.grad, reference.log_softmax_gradient(vx, vg), k=roundings, scale=scale)
+def test_softmax_and_its_gradient(case, length):
+    for name in ("softmax", "log_softmax"):
+        close_to_softmax(case, name, case.tensor(61, length, requires_grad=True), case.tensor(61, length), -1)
 
 
 @claim("autograd.gradient.softmax")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("dim", [0, 1])
-def test_gradients_of_softmax_over_other_dimensions(case, dim):
-    x, g = case.tensor(3, 4, 37, requires_grad=True), case.tensor(3, 4, 37)
-    vx, vg = (np.moveaxis(array(t), dim, -1) for t in (x, g))
-    s, size = reference.softmax(vx), 1 + abs(reference.log_softmax(vx)).max()
-    case.function(torch.softmax)(x, dim).backward(g)
-    wanted, scale = reference.softmax_gradient(vx, vg), s * (abs(vg) + (abs(vg) * s).sum(-1, keepdims=True))
-    case.close(x.grad, np.moveaxis(wanted, -1, dim), k=24, scale=np.moveaxis(scale, -1, dim) * size)  # as above
-    x.grad = None
-    case.function(torch.log_softmax)(x, dim).backward(g)
-    wanted, scale = reference.log_softmax_gradient(vx, vg), abs(vg) + s * abs(vg).sum(-1, keepdims=True)
-    case.close(x.grad, np.moveaxis(wanted, -1, dim), k=12, scale=np.moveaxis(scale, -1, dim) * size)
+def test_softmax_over_other_dimensions(case, dim):
+    for name in ("softmax", "log_softmax"):
+        close_to_softmax(case, name, case.tensor(3, 4, 37, requires_grad=True), case.tensor(3, 4, 37), dim)
+
+
+@claim("autograd.gradient.softmax")
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_of_more_elements_than_one_thread_takes(case, name, dim):
+    x, g = (case.tensor(521, 67).movedim(1, dim).requires_grad_() for _ in range(2))
+    close_to_softmax(case, name, x, g, dim)
 
 
 @claim("autograd.gradient.softmax")
