@@ -417,6 +417,12 @@ def plateau_silent(patch):
     patch.source(s.ReduceLROnPlateau.step, "self._last_lr = ", "_ = ")
 
 
+@mutant("schedulers.plateau.last-rates")
+def plateau_counts_no_epochs(patch):
+    """Forgets which epoch it is in."""
+    patch.source(s.ReduceLROnPlateau.step, "self.last_epoch = epoch", "pass")
+
+
 @mutant("schedulers.plateau.equal-is-bad")
 def plateau_equal_is_fine(patch):
     """Forgives an equal metric: the myth made true."""

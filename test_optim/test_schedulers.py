@@ -894,11 +894,11 @@ def test_a_plateau_lowers_the_rate(case, mode, threshold_mode, options):
 
 
 @claim("schedulers.plateau.last-rates")
-def test_a_plateau_tells_its_last_rates(case):
+def test_a_plateau_tells_its_last_epoch_and_rates(case):
     optimizer = optimizer_of(case)
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
-    for _ in range(3):
-        assert scheduler.get_last_lr() == rates_of(optimizer)
+    for epoch in range(3):
+        assert (scheduler.last_epoch, scheduler.get_last_lr()) == (epoch, rates_of(optimizer))
         advance(optimizer, scheduler, 1.0)
 
 
