@@ -735,6 +735,18 @@ def anything_is_put_among_modules(patch):
     patch.source(Module.set_submodule, "not isinstance(module, torch.nn.Module)", "False")
 
 
+@mutant("module.names.set-submodule-strict")
+def strictness_is_not_asked_for(patch):
+    """Adds what is not there, strict or not."""
+    patch.source(Module.set_submodule, "strict and not", "False and not")
+
+
+@mutant("module.names.set-submodule-strict")
+def numbers_are_replaced_by_modules(patch):
+    """Puts the module in the place of whatever attribute there is."""
+    patch.source(Module.set_submodule, "isinstance(mod, torch.nn.Module)", "mod is not None")
+
+
 @mutant("module.functional-call.keywords-alone")
 def no_arguments_are_one(patch):
     """Hands None on as an argument."""

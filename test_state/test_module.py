@@ -660,6 +660,22 @@ def test_what_is_no_module_is_not_put_among_them(case):
     assert not hasattr(model, "scale")
 
 
+@claim("module.names.set-submodule-strict")
+@pytest.mark.parametrize("parent", ["", "first."])
+def test_strictly_set_submodules_replace_others(case, parent):
+    model, new, newer = Tree(), nn.ReLU(), nn.Tanh()
+    with case.raises(AttributeError, "no attribute `added`"), case.unchanged(model):
+        model.set_submodule(f"{parent}added", new, strict=True)
+    model.set_submodule(f"{parent}added", new)
+    assert model.get_submodule(f"{parent}added") is new
+    model.set_submodule(f"{parent}added", newer, strict=True)
+    assert model.get_submodule(f"{parent}added") is newer
+    model.get_submodule(parent[:-1]).number = 5
+    for strict in (False, True):
+        with case.raises(AttributeError, "`number` is not an nn.Module"):
+            model.set_submodule(f"{parent}number", new, strict=strict)
+
+
 @claim("module.functional-call.keywords-alone")
 def test_a_module_may_be_called_with_keywords_alone(case):
     layer, x = case.module(nn.Linear, 3, 2), case.tensor(1, 3)
