@@ -848,6 +848,16 @@ def test_gradients_of_one_sample_laid_out_by_rows(case, training):
     case.close(layer.bias.grad, array(g).sum((0, 2, 3)), k=20, scale=abs(array(g)).sum((0, 2, 3)))  # 20 terms
 
 
+@claim("batchnorm.gradient.sequences-as-images")
+@axes(via="eager")
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_sequences_taken_for_images(case, training):
+    """Features last, as a recurrent layer gives them, moved to the place of the channels."""
+    layer, g = case.module(nn.BatchNorm2d, 3).train(training), case.tensor(4, 3, 5, 1)
+    layer(case.tensor(4, 5, 3).transpose(1, 2)[..., None]).backward(g)
+    case.close(layer.bias.grad, array(g).sum((0, 2, 3)), k=20, scale=abs(array(g)).sum((0, 2, 3)))  # 20 terms
+
+
 @claim("batchnorm.running.counted-as-change")
 @axes(via="eager")
 def test_backward_notices_running_statistics_that_moved(case):
