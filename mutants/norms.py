@@ -1527,3 +1527,24 @@ def squares_in_half_precision(patch):
     if not hasattr(F, "rms_norm"):
         raise NotApplicable("no rms_norm")
     patch.wrap(F, "rms_norm", rms_norm)
+
+
+@mutant("norms.common.half-range")
+def variance_in_half_precision(patch):
+    """Holds the variance of a float16 input in its own dtype."""
+
+    def group_norm(original, x, *args, **options):
+        return original(x, *args, **options) + 0 * x.float().var().to(x.dtype)
+
+    patch.wrap(F, "group_norm", group_norm)
+
+
+@mutant("norms.layernorm.great-constant-row")
+def mean_subtracted_after_the_product(patch):
+    """Multiplies input and mean by the inverse deviation, and subtracts then."""
+
+    def layer_norm(original, x, shape, weight=None, bias=None, eps=1e-5):
+        y = original(x, shape, weight, bias, eps)
+        return y + torch.finfo(x.dtype).eps * x.mean() if len(shape) == 1 and bias is not None else y
+
+    patch.wrap(F, "layer_norm", layer_norm)

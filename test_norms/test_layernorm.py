@@ -122,6 +122,15 @@ def test_a_constant_row_gives_the_bias(case, size):
     case.close(y, np.tile(array(layer.bias), (3, 1)), k=1, scale=1.75 / 0.3**0.5 * abs(array(layer.weight)))
 
 
+@claim("norms.layernorm.great-constant-row")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("size", [4, 19])
+def test_a_great_constant_row_gives_the_bias(case, size):
+    layer = case.module(nn.LayerNorm, size, eps=0.3)
+    y = layer(case.tensor_of(np.full((3, size), 1000.0)))  # its sums are exact, so that the deviation is 0
+    case.same(y, layer.bias.expand(3, size))
+
+
 @claim("norms.layernorm.long-constant-row")
 @axes(dtype="bfloat16", via="eager")
 def test_a_long_constant_row_gives_zeros(case):

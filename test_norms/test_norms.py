@@ -325,3 +325,19 @@ def test_forward_mode_takes_channels_last(case):
 def test_normalize_leaves_zeros_in_half_precision(case):
     zeros = torch.zeros_like(case.tensor(2, 3))
     case.same(F.normalize(zeros), zeros)
+
+
+HALF = {
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "instance_norm": F.instance_norm,
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]),
+}
+
+
+@claim("norms.common.half-range")
+@axes(dtype="float16", via="eager")
+@pytest.mark.parametrize("name", HALF)
+def test_a_variance_beyond_the_range_does_no_harm(case, name):
+    signs = np.tile([1.0, -1.0], (2, 4, 3))  # of mean 0 and variance 1 in every direction
+    case.close(HALF[name](case.tensor_of(400 * signs)), signs, k=2)  # the root's inverse and the product
