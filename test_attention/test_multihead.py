@@ -174,6 +174,18 @@ def test_weights_are_averaged_over_heads(case):
     assert layer(x, x, x, need_weights=False)[1] is None
 
 
+@claim("attention.mha.weights-without-samples")
+@axes(via="eager")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_an_empty_batch_has_empty_weights(case, gradients):
+    layer = case.module(nn.MultiheadAttention, WIDTH, HEADS, batch_first=True).eval()
+    x = case.tensor(0, 5, WIDTH)
+    with torch.set_grad_enabled(gradients):
+        weights = layer(x, x, x)[1]
+    assert weights is not None
+    assert weights.shape == (0, 5, 5)
+
+
 @claim("attention.mha.weights-after-dropout")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("p", [0.2, 0.7])
