@@ -55,8 +55,7 @@ def test_a_step_changes_parameters_in_place_and_nothing_else(case, name, path):
 
 
 @claim("optim.step.spoils-older-graphs")
-@loops
-@names
+@every
 def test_a_step_counts_up_the_version_of_every_parameter(case, name, path):
     parameters, optimizer = trained(case, name, path, 1)
     versions = [p._version for p in parameters]
