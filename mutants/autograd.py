@@ -1901,6 +1901,24 @@ def inner_block_allows_hooks_again(patch):
 
 
 @mutant("autograd.loss.old-reductions")
+def old_reductions_mean_nothing(patch):
+    """Takes the old settings and forgets them."""
+    patch.source(F.smooth_l1_loss, "size_average is not None or reduce is not None", "False")
+
+
+@mutant("autograd.gradient.softmax-in-another-dtype")
+def softmax_is_cast_afterwards(patch):
+    """Computes in the dtype of the input, and casts what it found."""
+    patch.source(F.softmax, "input.softmax(dim, dtype=dtype)", "input.softmax(dim).to(dtype)")
+
+
+@mutant("autograd.gradient.softmax-in-another-dtype")
+def softmin_forgets_its_dtype(patch):
+    """Answers in the dtype of the input."""
+    patch.source(F.softmin, "(-input).softmax(dim, dtype=dtype)", "(-input).softmax(dim)")
+
+
+@mutant("autograd.loss.old-reductions")
 def old_reductions_alone_are_overlooked(patch):
     """Looks at size_average only, so that reduce alone chooses nothing."""
     patch.source(F.cosine_embedding_loss, "size_average is not None or reduce is not None", "size_average is not None")

@@ -197,6 +197,19 @@ def recomputation_never_stops(patch):
     non_reentrant(patch, early=False)
 
 
+@mutant("checkpoint.variant.early-stop-by-argument")
+def the_argument_outranks_the_switch(patch):
+    """Goes by the argument, whatever set_checkpoint_early_stop says, and by its default."""
+    generator = module._checkpoint_without_reentrant_generator
+    patch.source(generator, "_enable_checkpoint_early_stop if _enable_checkpoint_early_stop is not None else ", "")
+
+
+@mutant("checkpoint.variant.early-stop-by-argument")
+def early_stop_is_not_handed_on(patch):
+    """Stops early, whatever the call asks for."""
+    patch.source(module.checkpoint, "determinism_check, debug, early_stop,", "determinism_check, debug, True,")
+
+
 @mutant("checkpoint.context.of-forward-and-recomputation")
 def contexts_are_exchanged(patch):
     """Takes the context of the one for that of the other."""

@@ -478,6 +478,18 @@ def reset_draws_nothing(patch):
     patch.wrap(nn.Linear, "reset_parameters", change)
 
 
+@mutant("init.layers.dtype-and-device")
+def groupnorm_forgets_its_dtype(patch):
+    """Hands the device on to its parameters, but not the dtype."""
+    patch.source(nn.GroupNorm.__init__, '"dtype": dtype', '"dtype": None')
+
+
+@mutant("init.layers.dtype-and-device")
+def cells_forget_their_device(patch):
+    """Makes its parameters on the default device."""
+    patch.source(nn.RNNCellBase.__init__, '"device": device', '"device": None')
+
+
 @mutant("init.layers.seed", "init.layers.order")
 def layers_draw_from_the_system(patch):
     """Seeds itself from the system at every layer."""

@@ -265,6 +265,12 @@ def memory_format_ignored(patch):
     fragment(patch, Module.to, ("convert_to_format is not None and", "False and"))
 
 
+@mutant("module.cast.to-empty-alone")
+def to_empty_always_recurses(patch):
+    """Moves the children, whatever it is told."""
+    patch.source(Module.to_empty, "recurse=recurse", "recurse=True")
+
+
 @mutant("module.cast.to-empty")
 def to_empty_thaws(patch):
     """Lets empty parameters require grad, whether the old ones did or not."""

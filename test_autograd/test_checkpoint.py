@@ -422,6 +422,24 @@ def test_the_non_reentrant_variant_stops_when_it_has_what_it_needs(case):
     assert run(reentrant=False) == 1
 
 
+@claim("checkpoint.variant.early-stop-by-argument")
+@pytest.mark.parametrize("globally", [None, True, False])
+def test_the_call_may_forbid_an_early_stop(case, globally):
+    events, x = [], case.tensor(3, requires_grad=True)
+
+    def function(x):
+        y = x.sin().exp()
+        events.append("end")
+        return y + 1
+
+    for early_stop in (True, False):
+        with module.set_checkpoint_early_stop(globally) if globally is not None else contextlib.nullcontext():
+            y = checkpoint(function, x, use_reentrant=False, early_stop=early_stop)
+        events.clear()
+        y.sum().backward()
+        assert (events == []) is (early_stop if globally is None else globally)
+
+
 @claim("checkpoint.variant.nests")
 def test_the_non_reentrant_variant_nests(case):
     x = case.tensor(5, requires_grad=True)

@@ -864,6 +864,22 @@ def test_gradient_of_softmax_reads_the_output_where_it_lies(case, name):
     close_to_softmax_gradient(case, name, x.grad, x, g)
 
 
+@claim("autograd.gradient.softmax-in-another-dtype")
+@axes(dtype=("float32", *REDUCED))
+@pytest.mark.parametrize("name", ["softmax", "softmin", "log_softmax"])
+def test_softmax_is_computed_in_the_dtype_that_is_asked_for(case, name):
+    x, g = case.tensor(3, 5, requires_grad=True), case.tensor(3, 5, dtype=torch.float64)
+    y = case.function(getattr(F, name))(x, 1, dtype=torch.float64)
+    y.backward(g)
+    assert (y.dtype, x.grad.dtype) == (torch.float64, x.dtype)
+    sign, law = (-1, reference.softmax) if name == "softmin" else (1, getattr(reference, name))
+    case.close(
+        y, law(sign * array(x)), k=16, scale=1 + abs(array(y))
+    )  # as above, in float64: nothing rounds to x's dtype
+    gradient = reference.log_softmax_gradient if name == "log_softmax" else reference.softmax_gradient
+    case.close(x.grad, sign * gradient(sign * array(x), array(g)), k=1)  # the cast
+
+
 @claim("autograd.gradient.sparse-softmax-from-the-end")
 @axes(via="eager")
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])

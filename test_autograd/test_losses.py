@@ -452,6 +452,7 @@ SETTINGS = {  # settings unlike the defaults, and the arguments of one call
         ],
     ),
 }
+LATER = ("HuberLoss", "GaussianNLLLoss", "CTCLoss", "TripletMarginWithDistanceLoss")  # than the two old arguments
 FUNCTIONS = {
     "SmoothL1Loss": "smooth_l1_loss",
     "BCELoss": "binary_cross_entropy",
@@ -491,7 +492,10 @@ def test_every_setting_of_the_module_reaches_the_function(case, name):
 
 
 @claim("autograd.loss.old-reductions")
-def test_size_average_and_reduce_still_choose_the_reduction(case):
+@pytest.mark.filterwarnings("ignore:reduction. .mean", "ignore:Using a target size")
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in LATER])
+def test_size_average_and_reduce_still_choose_the_reduction(case, name):
+    function, (_, inputs) = getattr(F, FUNCTIONS[name]), SETTINGS[name](case)
     for average, reduce, reduction in [
         (None, False, "none"),
         (False, None, "sum"),
@@ -500,14 +504,11 @@ def test_size_average_and_reduce_still_choose_the_reduction(case):
         (False, True, "sum"),
         (True, False, "none"),
     ]:
-        for cls in (nn.MSELoss, nn.NLLLoss):
-            with pytest.warns(UserWarning, match="size_average and reduce"):
-                assert cls(size_average=average, reduce=reduce).reduction == reduction
-        for name in ("MSELoss", "CosineEmbeddingLoss", "MarginRankingLoss", "HingeEmbeddingLoss", "MultiMarginLoss"):
-            function, (_, inputs) = getattr(F, FUNCTIONS[name]), SETTINGS[name](case)
-            with pytest.warns(UserWarning, match="size_average and reduce"):
-                found = function(*inputs, size_average=average, reduce=reduce)
-            case.same(found, function(*inputs, reduction=reduction))
+        with pytest.warns(UserWarning, match="size_average and reduce"):
+            assert getattr(nn, name)(size_average=average, reduce=reduce).reduction == reduction
+        with pytest.warns(UserWarning, match="size_average and reduce"):
+            found = function(*inputs, size_average=average, reduce=reduce)
+        case.same(found, function(*inputs, reduction=reduction))
 
 
 @claim("autograd.loss.settings-checked")

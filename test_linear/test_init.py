@@ -645,6 +645,37 @@ def test_eye_fills_its_tensor_whatever_the_default_device(case):
     case.same(x, case.tensor_of([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]))
 
 
+AFFINE = {"affine": True, "track_running_stats": True}
+PLACED = {
+    **{f"{kind}{d}d": ((3, 4, 2), {}) for kind in ("Conv", "ConvTranspose") for d in (1, 2, 3)},
+    **{f"{kind}Norm{d}d": ((3,), AFFINE) for kind in ("Batch", "Instance") for d in (1, 2, 3)},
+    **{name: ((3, 5), {"num_layers": 2, "bidirectional": True}) for name in ("RNN", "GRU", "LSTM")},
+    **dict.fromkeys(("RNNCell", "GRUCell", "LSTMCell", "Linear", "Embedding", "EmbeddingBag"), ((3, 5), {})),
+    **dict.fromkeys(("LayerNorm", "RMSNorm", "SyncBatchNorm", "PReLU"), ((3,), {})),
+    **{f"Transformer{part}Layer": ((4, 2, 8), {}) for part in ("Encoder", "Decoder")},
+    "Transformer": ((4, 2, 1, 1, 8), {"batch_first": True}),
+    "MultiheadAttention": ((4, 2), {"kdim": 3, "vdim": 5, "add_bias_kv": True}),
+    "GroupNorm": ((2, 6), {}),
+    "Bilinear": ((3, 5, 2), {}),
+    "AdaptiveLogSoftmaxWithLoss": ((4, 9, [3]), {"head_bias": True}),
+}
+
+
+@claim("init.layers.dtype-and-device")
+@axes(via="eager")
+@pytest.mark.parametrize("name", PLACED)
+def test_a_layer_is_made_in_the_dtype_and_on_the_device_it_is_told(case, name):
+    if not hasattr(nn, name):
+        raise case.unsupported(f"no {name}")
+    sizes, options = PLACED[name]
+    with torch.device("meta"):
+        layer = getattr(nn, name)(*sizes, **options, device=case.device, dtype=torch.bfloat16)
+    tensors = [*layer.parameters(), *layer.buffers()]
+    assert {x.device.type for x in tensors} == {case.device.type}
+    assert {x.dtype for x in tensors if x.is_floating_point()} == {torch.bfloat16}
+    assert [x.dtype for x in tensors if not x.is_floating_point()] in ([], [torch.int64])
+
+
 @claim("init.layers.any-memory-format")
 @axes(via="eager")
 def test_a_convolution_draws_the_same_in_any_memory_format(case):

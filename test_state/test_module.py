@@ -453,6 +453,15 @@ def test_to_empty_comes_without_values(case):
         assert type(held[name]) is type(x)
 
 
+@claim("module.cast.to-empty-alone")
+def test_to_empty_may_leave_the_children(case):
+    meta = Tree().to("meta")
+    meta.to_empty(device=case.device, recurse=False)
+    own = {x.device.type for x in [*meta.parameters(recurse=False), *meta.buffers(recurse=False)]}
+    assert own == {case.device.type}
+    assert {x.device.type for x in [*meta.first.parameters(), *meta.first.buffers()]} == {"meta"}
+
+
 @claim("module.cast.ties")
 @pytest.mark.parametrize("how", ["cast", "emptied", "moved to meta", "emptied from meta"])
 def test_ties_stay_but_not_by_way_of_meta(case, how):
