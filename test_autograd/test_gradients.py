@@ -250,6 +250,20 @@ def test_factors_reach_the_gradient(case):
 
 
 @claim("autograd.gradient.scaled-sums")
+@axes(dtype=PRECISE)
+def test_factors_reach_the_gradient_of_a_matrix_product(case):
+    z, x, y = (case.tensor(*shape, requires_grad=True) for shape in ((4, 3), (4, 5), (5, 3)))
+    total = torch.addmm(z, x, y, beta=0.7, alpha=-2.5)
+    total.backward(g := case.tensor(4, 3))
+    (vz, vx, vy), vg = (array(t) for t in (z, x, y)), array(g)
+    size = 0.7 * abs(vz) + 2.5 * abs(vx) @ abs(vy)
+    case.close(total, 0.7 * vz - 2.5 * vx @ vy, k=7, scale=size)  # five products, the factors, the sum
+    case.close(z.grad, 0.7 * vg, k=1)  # the factor rounded, a product
+    case.close(x.grad, -2.5 * vg @ vy.T, k=5, scale=2.5 * abs(vg) @ abs(vy).T)  # sums of three products, the factor
+    case.close(y.grad, -2.5 * vx.T @ vg, k=6, scale=2.5 * abs(vx).T @ abs(vg))  # of four
+
+
+@claim("autograd.gradient.scaled-sums")
 @axes(dtype=FLOATING, layout=("contiguous", "strided"))
 @pytest.mark.parametrize("weight", [0.375, 0.75])  # exact, and on either side of a half
 @pytest.mark.parametrize("kind", ["number", "tensor"])
