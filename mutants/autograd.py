@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad, functional, graph
 
-from mutants._gradient import Altered
+from mutants._gradient import Altered, scaled
 from torch_conformance.mutation import NotApplicable, mutant
 
 Tensor = torch.Tensor
@@ -942,6 +942,18 @@ def sums_stop_where_one_is_rounded_away(patch):
 def correction_is_a_flag(patch):
     """Takes any correction for one."""
     patch.wrap(torch, "var", lambda o, x, dim, correction: o(x, dim, correction=min(correction, 1)))
+
+
+@mutant("autograd.gradient.variance")
+def variance_divides_the_gradient_by_the_number(patch):
+    """Divides by n - 1 forward and by n in backward."""
+
+    def var(original, x, dim, correction, keepdim=False):
+        y = original(x, dim, correction=correction, keepdim=keepdim)
+        n = x.numel() / y.numel()
+        return scaled(y, (n - correction) / n)
+
+    patch.wrap(torch, "var", var)
 
 
 @mutant("autograd.gradient.softmax")

@@ -530,6 +530,22 @@ def test_variance_divides_by_the_number_less_the_correction(case, dim, correctio
     case.close(torch.std(x, dim, correction=correction), wanted**0.5, k=1, scale=scale + wanted**0.5)
 
 
+@claim("autograd.gradient.variance")
+@axes(dtype=FLOATING)
+@pytest.mark.parametrize("correction", [1, 2])
+@pytest.mark.parametrize("dim", [None, (0, 2)])
+def test_gradient_of_the_variance_divides_by_the_same(case, dim, correction):
+    x = case.tensor(3, 7, 5, requires_grad=True)
+    wanted, mean = (f(array(x), dim, keepdims=True) for f in (functools.partial(np.var, ddof=correction), np.mean))
+    n = x.numel() / wanted.size
+    for name, share in (("var", 2 / (n - correction)), ("std", wanted**-0.5 / (n - correction))):
+        y = getattr(torch, name)(x, dim, correction=correction, keepdim=True)
+        (found,) = torch.autograd.grad(y, x, g := case.tensor(*y.shape))
+        # half an eps for each term of the mean, a quarter for each under the root, and a dozen roundings of a half
+        size = abs(array(g)) * share * (abs(array(x) - mean) + abs(array(x)).mean(dim, keepdims=True))
+        case.close(found, array(g) * share * (array(x) - mean), k=0.75 * n + 6, scale=size)
+
+
 @claim("autograd.reduction.variance-large-offset")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("dim", [0, 1])
