@@ -343,10 +343,12 @@ def test_training_gradients(case, cls, shape):
 @claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
 @axes(dtype=FLOATING, layout="channels_last")
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_laid_out_otherwise_than_the_input(case, training):
+@pytest.mark.parametrize("contiguous", ["input", "gradient"])
+def test_gradients_laid_out_otherwise_than_the_input(case, contiguous, training):
     layer = case.module(nn.BatchNorm2d, 5, eps=EPS).train(training)
-    x, gradient = case.tensor(4, 5, 3, 2, loc=0.5, requires_grad=True), case.tensor(4, 5, 3, 2).contiguous()
-    layer(x).backward(gradient)
+    x, gradient = case.tensor(4, 5, 3, 2, loc=0.5), case.tensor(4, 5, 3, 2)
+    x, gradient = (x.contiguous(), gradient) if contiguous == "input" else (x, gradient.contiguous())
+    layer(x.requires_grad_()).backward(gradient)
     (close_to_train_gradients if training else close_to_eval_gradients)(case, layer, x, gradient)
 
 

@@ -136,9 +136,11 @@ def test_gradients_in_every_memory_layout(case, shape, groups):
 
 @claim("norms.groupnorm.gradients")
 @axes(dtype=FLOATING, layout="channels_last")
-def test_gradients_laid_out_otherwise_than_the_input(case):
-    x, g = case.tensor(3, 6, 5, 3, requires_grad=True), case.tensor(3, 6, 5, 3).contiguous()
-    backward(case, case.module(nn.GroupNorm, 3, 6, eps=0.1), x, g)
+@pytest.mark.parametrize("contiguous", ["input", "gradient"])
+def test_gradients_laid_out_otherwise_than_the_input(case, contiguous):
+    x, g = case.tensor(3, 6, 5, 3), case.tensor(3, 6, 5, 3)
+    x, g = (x.contiguous(), g) if contiguous == "input" else (x, g.contiguous())
+    backward(case, case.module(nn.GroupNorm, 3, 6, eps=0.1), x.requires_grad_(), g)
 
 
 @claim("norms.groupnorm.gradients")
