@@ -235,6 +235,13 @@ def test_bags_of_rows_of_any_length(case, mode, width):
     check_gradient(case, mode, None, width)
 
 
+@claim("linear.embeddingbag.formula", "linear.embeddingbag.gradient")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_short_integers(case, mode):
+    check_gradient(case, mode, None, kind=torch.int32)
+
+
 @claim("linear.embeddingbag.gradient")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("padding", [None, 4])
@@ -244,14 +251,15 @@ def test_the_gradient_may_be_sparse_or_scaled(case, mode, option, padding):
     check_gradient(case, mode, padding, **{option: True})
 
 
-def check_gradient(case, mode, padding, width=37, sparse=False, scale_grad_by_freq=False):
+def check_gradient(case, mode, padding, width=37, sparse=False, scale_grad_by_freq=False, kind=torch.int64):
     options = {"sparse": sparse, "scale_grad_by_freq": scale_grad_by_freq}
     layer = case.module(nn.EmbeddingBag, 6, width, mode=mode, padding_idx=padding, **options)
     ids, starts, g = np.array([1, 4, 4, 2, 4, 0, 3, 3]), np.array([0, 3, 3, 5, 8]), case.tensor(5, width)
-    y = layer(indices(case, ids), indices(case, starts))
+    given = indices(case, ids, kind), indices(case, starts, kind)
+    y = layer(*given)
     y.backward(g)
     with torch.no_grad():
-        case.same(layer(indices(case, ids), indices(case, starts)), y)
+        case.same(layer(*given), y)
     if padding is None:
         wanted, scale = (reference.bags(f(array(layer.weight)), ids, starts, mode, np.ones(8)) for f in (np.array, abs))
         case.close(y, wanted, k=3, scale=scale)  # three terms
@@ -351,13 +359,13 @@ def test_the_maximum_goes_without(case, option):
 
 @claim("linear.embeddingbag.weights")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize("width", [5, 37])
+@pytest.mark.parametrize(("width", "kind"), [(5, torch.int64), (37, torch.int64), (37, torch.int32)], ids=str)
 @pytest.mark.parametrize("padding", [None, 4])
-def test_per_sample_weights_scale_the_rows(case, padding, width):
+def test_per_sample_weights_scale_the_rows(case, padding, width, kind):
     layer = case.module(nn.EmbeddingBag, 6, width, mode="sum", padding_idx=padding)
     ids, starts = [1, 4, 4, 2], [0, 3]
     factors, g = case.tensor(4, requires_grad=True), case.tensor(2, width)
-    y = layer(indices(case, ids), indices(case, starts), factors)
+    y = layer(indices(case, ids, kind), indices(case, starts, kind), factors)
     law = np.array(ids), np.array(starts), "sum"
     counted = np.array([i != padding for i in ids])
     scale = reference.bags(abs(array(layer.weight)), *law, abs(array(factors)))
