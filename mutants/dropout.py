@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mutants._gradient import scaled
 from torch_conformance.mutation import mutant
 
 Dropout = nn.modules.dropout.Dropout
@@ -173,6 +174,16 @@ def kernel_scales_by_p(patch):
         return x * torch.empty_like(x).bernoulli_(1 - p) / p if train else x
 
     patch.kernel("dropout", dropout, "AutogradCPU")
+
+
+@mutant("dropout.train.mask-returned")
+def native_backward_forgets_the_scale(patch):
+    """Multiplies the gradient by the mask alone."""
+
+    def native_dropout(original, x, p, train):
+        return original(scaled(x, 1 - p), p, train)
+
+    patch.wrap(torch, "native_dropout", native_dropout)
 
 
 @mutant("dropout.train.second-derivative")

@@ -234,6 +234,17 @@ def test_second_derivative_uses_the_mask(case):
     case.close(second, reference.dropout(array(v), array(y) != 0, 0.3), k=2)  # as in the forward
 
 
+@claim("dropout.train.mask-returned")
+@axes(dtype=FLOATING, via="eager")
+def test_native_dropout_returns_its_mask(case):
+    x, gradient = case.tensor(311, requires_grad=True), case.tensor(311)
+    y, kept = torch.native_dropout(x, 0.3, True)
+    y.backward(gradient)
+    case.close(y, reference.dropout(array(x), array(kept), 0.3), k=2)  # as in the forward
+    case.close(x.grad, reference.dropout(array(gradient), array(kept), 0.3), k=2)
+    case.binomial((~kept).sum(), 311, 0.3)
+
+
 @claim("dropout.train.input-untouched")
 @pytest.mark.parametrize("cls", DROPOUTS)
 def test_training_leaves_its_input_alone(case, cls):
