@@ -80,6 +80,39 @@ def test_elementary_functions_have_their_value_and_derivative(case, name):
         keeps_value_and_derivative(case, name, x, case.function(function_named(name))(x))
 
 
+FURTHER = {
+    "acos": (np.arccos, lambda x: -1 / np.sqrt(1 - x * x)),
+    "acosh": (np.arccosh, lambda x: 1 / np.sqrt(x * x - 1)),
+    "asin": (np.arcsin, lambda x: 1 / np.sqrt(1 - x * x)),
+    "asinh": (np.arcsinh, lambda x: 1 / np.sqrt(1 + x * x)),
+    "atan": (np.arctan, lambda x: 1 / (1 + x * x)),
+    "atanh": (np.arctanh, lambda x: 1 / (1 - x * x)),
+    "cosh": (np.cosh, np.sinh),
+    "deg2rad": (np.deg2rad, lambda x: np.full(x.shape, math.pi / 180)),
+    "erf": (np.vectorize(math.erf), lambda x: 2 / math.pi**0.5 * np.exp(-x * x)),
+    "erfc": (np.vectorize(math.erfc), lambda x: -2 / math.pi**0.5 * np.exp(-x * x)),
+    "hardsigmoid": (lambda x: x / 6 + 0.5, lambda x: np.full(x.shape, 1 / 6)),
+    "log10": (np.log10, lambda x: 1 / (x * math.log(10))),
+    "logit": (lambda x: np.log(x / (1 - x)), lambda x: 1 / (x * (1 - x))),
+    "sinh": (np.sinh, np.cosh),
+    "tan": (np.tan, lambda x: 1 + np.tan(x) ** 2),
+}
+
+
+@claim("autograd.gradient.elementary-functions")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_functions_have_their_value_and_derivative(case, name):
+    value, slope = FURTHER[name]
+    at = case.rng.uniform(1.5, 3, 37) if name == "acosh" else case.rng.uniform(0.2, 0.8, 37)
+    x, g = case.tensor_of(at, requires_grad=True), case.tensor(37)
+    y = case.function(function_named(name))(x)
+    y.backward(g)
+    # As above. A difference from 1 or from x^2 is no less than a third of its greater term, a log less than 2
+    case.close(y, value(array(x)), k=8, scale=2.0 if name in ("logit", "log10") else None)
+    case.close(x.grad, array(g) * slope(array(x)), k=8)
+
+
 @claim("autograd.gradient.elementary-functions")
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu_tanh", "exp"])
 def test_more_elements_than_one_thread_takes(case, name):
