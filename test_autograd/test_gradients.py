@@ -282,18 +282,32 @@ def test_factors_reach_the_gradient(case):
     case.same(z.grad, g.detach())
 
 
+PRODUCTS = {  # the dimensions of either factor and of their product
+    "addbmm": ("bij", "bjk", "ik"),
+    "addmm": ("ij", "jk", "ik"),
+    "addmv": ("ij", "j", "i"),
+    "addr": ("i", "j", "ij"),
+    "baddbmm": ("bij", "bjk", "bik"),
+}
+
+
 @claim("autograd.gradient.scaled-sums")
 @axes(dtype=PRECISE)
-def test_factors_reach_the_gradient_of_a_matrix_product(case):
-    z, x, y = (case.tensor(*shape, requires_grad=True) for shape in ((4, 3), (4, 5), (5, 3)))
-    total = torch.addmm(z, x, y, beta=0.7, alpha=-2.5)
-    total.backward(g := case.tensor(4, 3))
-    (vz, vx, vy), vg = (array(t) for t in (z, x, y)), array(g)
-    size = 0.7 * abs(vz) + 2.5 * abs(vx) @ abs(vy)
-    case.close(total, 0.7 * vz - 2.5 * vx @ vy, k=7, scale=size)  # five products, the factors, the sum
-    case.close(z.grad, 0.7 * vg, k=1)  # the factor rounded, a product
-    case.close(x.grad, -2.5 * vg @ vy.T, k=5, scale=2.5 * abs(vg) @ abs(vy).T)  # sums of three products, the factor
-    case.close(y.grad, -2.5 * vx.T @ vg, k=6, scale=2.5 * abs(vx).T @ abs(vg))  # of four
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_factors_reach_the_gradients_of_a_product(case, name):
+    a, b, ab = PRODUCTS[name]
+    sizes = {"b": 2, "i": 4, "j": 5, "k": 3}
+    x, y, z, g = (case.tensor(*[sizes[n] for n in letters], requires_grad=True) for letters in (a, b, ab, ab))
+    total = getattr(torch, name)(z, x, y, beta=0.7, alpha=-2.5)
+    total.backward(g.detach())
+    vx, vy, vz, vg = (array(t) for t in (x, y, z, g))
+    # sums of ten products at most, with the factors
+    size = 0.7 * abs(vz) + 2.5 * np.einsum(f"{a},{b}->{ab}", abs(vx), abs(vy))
+    case.close(total, 0.7 * vz - 2.5 * np.einsum(f"{a},{b}->{ab}", vx, vy), k=12, scale=size)
+    case.close(z.grad, 0.7 * vg, k=1)
+    for tensor, law, other in ((x, f"{ab},{b}->{a}", vy), (y, f"{ab},{a}->{b}", vx)):
+        scale = 2.5 * np.einsum(law, abs(vg), abs(other))
+        case.close(tensor.grad, -2.5 * np.einsum(law, vg, other), k=12, scale=scale)
 
 
 @claim("autograd.gradient.scaled-sums")
