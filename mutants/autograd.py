@@ -944,6 +944,33 @@ def correction_is_a_flag(patch):
     patch.wrap(torch, "var", lambda o, x, dim, correction: o(x, dim, correction=min(correction, 1)))
 
 
+@mutant("autograd.gradient.linear-maps")
+def resizing_shares_the_gradient(patch):
+    """Gives every element an equal share of the gradient, as a mean would."""
+    patch.wrap(F, "interpolate", lambda o, x, *a, **k: o(Altered.apply(x, lambda g: g.mean().expand_as(g)), *a, **k))
+
+
+@mutant("autograd.gradient.written-by-index")
+def filling_counts_one_place(patch):
+    """Gives a number that fills several places the mean of their gradients."""
+
+    def index_fill(original, x, dim, index, value):
+        return original(x, dim, index, scaled(value, 1 / len(index)) if isinstance(value, Tensor) else value)
+
+    patch.wrap(Tensor, "index_fill", index_fill)
+
+
+@mutant("autograd.gradient.picked-by-order")
+def sorting_leaves_the_gradient_in_place(patch):
+    """Hands the gradient on in the order of the result."""
+
+    def sort(original, x, dim, **options):
+        y, index = original(x.detach(), dim, **options)
+        return y + x - x.detach(), index
+
+    patch.wrap(Tensor, "sort", sort)
+
+
 @mutant("autograd.gradient.variance")
 def variance_divides_the_gradient_by_the_number(patch):
     """Divides by n - 1 forward and by n in backward."""

@@ -650,6 +650,29 @@ def test_scattering_parts_the_gradient(case, name, place):
     case.same(x.grad, g)
 
 
+WRITTEN = {
+    "index_copy": lambda x, index, written: x.index_copy(0, index, written),
+    "index_fill": lambda x, index, written: x.index_fill(0, index, written.sum()),
+    "masked_fill": lambda x, index, written: x.masked_fill(F.one_hot(index, 7).sum(0).bool(), written.sum()),
+    "masked_scatter": lambda x, index, written: x.masked_scatter(F.one_hot(index, 7).sum(0).bool(), written),
+    "put": lambda x, index, written: x.put(index, written),
+    "scatter": lambda x, index, written: x.scatter(0, index, written),
+    "scatter_add": lambda x, index, written: x.scatter_add(0, index, written),
+}
+
+
+@claim("autograd.gradient.written-by-index")
+@axes(via="eager")
+@pytest.mark.parametrize("name", WRITTEN)
+def test_writing_by_index_parts_the_gradient(case, name):
+    x, written, g = case.tensor(7, requires_grad=True), case.tensor(3, requires_grad=True), case.tensor(7)
+    index = torch.tensor([0, 2, 5], device=case.device)
+    WRITTEN[name](x, index, written).backward(g)
+    of_written = g[index].sum().expand(3) if "fill" in name else g[index]
+    case.close(written.grad, array(of_written), k=2, scale=abs(array(g[index])).sum())  # a sum of three
+    case.same(x.grad, g if name == "scatter_add" else g.index_fill(0, index, 0.0))
+
+
 @claim("autograd.gradient.scattered-whatever-the-strides")
 @axes(via="eager")
 def test_scattering_by_strides_parts_a_transposed_gradient(case):
@@ -657,6 +680,47 @@ def test_scattering_by_strides_parts_a_transposed_gradient(case):
     torch.as_strided_scatter(x, written, (2, 2), (1, 2)).backward(g.detach().t())
     case.same(x.grad.flatten()[:4], torch.zeros(4, dtype=g.dtype, device=case.device))
     case.same(written.grad, g.detach().t().contiguous().as_strided((2, 2), (1, 2)))
+
+
+def resized(mode, **options):
+    return lambda x: F.interpolate(x, scale_factor=2, mode=mode, **options)
+
+
+LINEAR_MAPS = {
+    "bicubic": (resized("bicubic", align_corners=False), (1, 3, 2)),
+    "bilinear": (resized("bilinear", align_corners=True), (2, 2, 3)),
+    "bilinear, smoothed": (lambda x: F.interpolate(x, (2, 3), mode="bilinear", antialias=True), (1, 4, 3)),
+    "fold": (lambda x: F.fold(x, (3, 3), 2), (4, 4)),
+    "nearest": (resized("nearest"), (2, 2, 3)),
+    "nearest of a volume": (resized("nearest"), (1, 2, 1, 3)),
+    "nearest, exactly": (resized("nearest-exact"), (2, 2, 3)),
+    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), (8, 1, 2)),
+    "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (1, 2, 4)),
+    "reflected row": (lambda x: F.pad(x, (2, 1), mode="reflect"), (2, 4)),
+    "reflected image": (lambda x: F.pad(x, (2, 1, 0, 1), mode="reflect"), (1, 3, 4)),
+    "reflected volume": (lambda x: F.pad(x, (1, 1, 0, 1, 1, 0), mode="reflect"), (1, 2, 2, 3)),
+    "rot90": (lambda x: x.rot90(1, (-2, -1)), (2, 3)),
+    "diag_embed": (lambda x: x.diag_embed(1), (4,)),
+    "trilinear": (resized("trilinear", align_corners=False), (1, 2, 1, 3)),
+    "triu": (lambda x: x.triu(1), (3, 4)),
+}
+
+
+@claim("autograd.gradient.linear-maps")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("name", LINEAR_MAPS)
+def test_a_linear_map_sends_the_gradient_through_its_transpose(case, name):
+    function, shape = LINEAR_MAPS[name]
+    x = case.tensor(2, *shape, requires_grad=True)
+    y = function(x)
+    y.backward(g := case.tensor(*y.shape))
+    n = x[0].numel()
+    matrix = array(function(case.tensor_of(np.eye(n).reshape(n, *shape)))).reshape(n, -1)  # the images of the axes
+    rows, gradients = array(x).reshape(2, n), array(g).reshape(2, -1)
+    # a sum of at most so many products, each of three weights at most
+    case.close(y.reshape(2, -1), rows @ matrix, k=n + 8, scale=abs(rows) @ abs(matrix))
+    law, scale = gradients @ matrix.T, abs(gradients) @ abs(matrix).T
+    case.close(x.grad.reshape(2, n), law, k=matrix.shape[1] + 8, scale=scale)
 
 
 @claim("autograd.gradient.broadcast-is-summed")
@@ -801,6 +865,32 @@ def test_maximum_of_equals_halves_the_gradient(case, name):
     getattr(torch, name)(x, y).backward(g)
     case.same(x.grad, g / 2)
     case.same(y.grad, g / 2)
+
+
+PICKS = {
+    "cummax": lambda x: x.cummax(1),
+    "cummin": lambda x: x.cummin(1),
+    "kthvalue": lambda x: x.kthvalue(3, 1, keepdim=True),
+    "median": lambda x: x.median(1, keepdim=True),
+    "mode": lambda x: x.mode(1, keepdim=True),
+    "nanmedian": lambda x: x.nanmedian(1, keepdim=True),
+    "sort": lambda x: x.sort(1, descending=True),
+    "topk": lambda x: x.topk(4, 1),
+}
+
+
+@claim("autograd.gradient.picked-by-order")
+@axes(dtype="float32", via="eager")
+@pytest.mark.parametrize("name", PICKS)
+def test_what_is_picked_by_order_gets_the_gradient(case, name):
+    x = case.tensor(3, 9, requires_grad=True)
+    y, index = PICKS[name](x)
+    assert np.array_equal(array(y), np.take_along_axis(array(x), array(index).astype(int), 1))
+    y.backward(g := case.tensor(*y.shape))
+    expected, size, row = np.zeros((3, 9)), np.zeros((3, 9)), np.arange(3)[:, None]
+    np.add.at(expected, (row, array(index).astype(int)), array(g))
+    np.add.at(size, (row, array(index).astype(int)), abs(array(g)))
+    case.close(x.grad, expected, k=9, scale=size)  # a sum of nine at most
 
 
 @claim("autograd.gradient.clamp")
