@@ -25,6 +25,7 @@ CALLS = {
     "elu": lambda x: F.elu(x, ALPHA),
     "softplus": lambda x: F.softplus(x, beta=BETA),
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "threshold": lambda x: F.threshold(x, 0.5, -2.0),
 }
 
 
@@ -94,8 +95,10 @@ FURTHER = {
     "hardsigmoid": (lambda x: x / 6 + 0.5, lambda x: np.full(x.shape, 1 / 6)),
     "log10": (np.log10, lambda x: 1 / (x * math.log(10))),
     "logit": (lambda x: np.log(x / (1 - x)), lambda x: 1 / (x * (1 - x))),
+    "rad2deg": (np.rad2deg, lambda x: np.full(x.shape, 180 / math.pi)),
     "sinh": (np.sinh, np.cosh),
     "tan": (np.tan, lambda x: 1 + np.tan(x) ** 2),
+    "threshold": (lambda x: np.where(x > 0.5, x, -2.0), lambda x: x > 0.5),
 }
 
 
@@ -247,6 +250,27 @@ def test_binary_functions_have_their_value_and_two_derivatives(case, name):
         case.close(z, BINARY[name](array(x), array(y)), k=6)
         for leaf, slope in zip((x, y), binary_slopes(name, array(x), array(y)), strict=True):
             case.close(leaf.grad, array(g) * slope, k=6)
+
+
+FURTHER_BINARY = {
+    "copysign": (np.copysign, lambda x, y: (np.sign(x) * np.sign(y), 0 * y)),
+    "fmod": (np.fmod, lambda x, y: (np.ones(4), -np.trunc(x / y))),
+    "logaddexp2": (np.logaddexp2, lambda x, y: (1 / (1 + 2 ** (y - x)), 1 / (1 + 2 ** (x - y)))),
+    "remainder": (np.remainder, lambda x, y: (np.ones(4), -np.floor(x / y))),
+}
+
+
+@claim("autograd.gradient.binary-functions")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("name", FURTHER_BINARY)
+def test_further_functions_of_two_have_their_derivatives(case, name):
+    value, slopes = FURTHER_BINARY[name]
+    x, y = (case.tensor_of(v, requires_grad=True) for v in ([0.7, 1.9, -2.6, 1.3], [0.5, 0.8, 1.1, -0.6]))
+    z = case.function(getattr(torch, name))(x, y)
+    z.backward(g := case.tensor(4))
+    case.close(z, value(array(x), array(y)), k=6, scale=abs(array(x)) + abs(array(y)))
+    for leaf, slope in zip((x, y), slopes(array(x), array(y)), strict=True):
+        case.close(leaf.grad, array(g) * slope, k=6)
 
 
 def binary_slopes(name, x, y):
@@ -585,8 +609,10 @@ def test_gradient_of_the_variance_divides_by_the_same(case, dim, correction):
     x = case.tensor(3, 7, 5, requires_grad=True)
     wanted, mean = (f(array(x), dim, keepdims=True) for f in (functools.partial(np.var, ddof=correction), np.mean))
     n = x.numel() / wanted.size
-    for name, share in (("var", 2 / (n - correction)), ("std", wanted**-0.5 / (n - correction))):
+    shares = {"var": 2 / (n - correction), "std": wanted**-0.5 / (n - correction)}
+    for name, share in ((f"{name}{more}", shares[name]) for name in shares for more in ("", "_mean")):
         y = getattr(torch, name)(x, dim, correction=correction, keepdim=True)
+        y = y[0] if "mean" in name else y
         (found,) = torch.autograd.grad(y, x, g := case.tensor(*y.shape))
         # half an eps for each term of the mean, a quarter for each under the root, and a dozen roundings of a half
         size = abs(array(g)) * share * (abs(array(x) - mean) + abs(array(x)).mean(dim, keepdims=True))
@@ -686,7 +712,18 @@ def resized(mode, **options):
     return lambda x: F.interpolate(x, scale_factor=2, mode=mode, **options)
 
 
+def sampled(x):
+    grid = x.new_tensor([[[[[0.3, -0.2, 0.5], [-0.7, 0.1, 0.9]]]]])
+    return F.grid_sample(x, grid.expand(len(x), -1, -1, -1, -1), align_corners=True)
+
+
+def unpooled(x):
+    index = torch.tensor([[[0, 3], [9, 14]]], device=x.device)
+    return F.max_unpool2d(x, index.expand(len(x), -1, -1, -1), 2)
+
+
 LINEAR_MAPS = {
+    "affine_grid": (lambda x: F.affine_grid(x, (len(x), 1, 2, 3), align_corners=True), (2, 3)),
     "bicubic": (resized("bicubic", align_corners=False), (1, 3, 2)),
     "bilinear": (resized("bilinear", align_corners=True), (2, 2, 3)),
     "bilinear, smoothed": (lambda x: F.interpolate(x, (2, 3), mode="bilinear", antialias=True), (1, 4, 3)),
@@ -699,10 +736,13 @@ LINEAR_MAPS = {
     "reflected row": (lambda x: F.pad(x, (2, 1), mode="reflect"), (2, 4)),
     "reflected image": (lambda x: F.pad(x, (2, 1, 0, 1), mode="reflect"), (1, 3, 4)),
     "reflected volume": (lambda x: F.pad(x, (1, 1, 0, 1, 1, 0), mode="reflect"), (1, 2, 2, 3)),
+    "rfft": (lambda x: torch.view_as_real(torch.fft.rfft(x)), (6,)),
     "rot90": (lambda x: x.rot90(1, (-2, -1)), (2, 3)),
     "diag_embed": (lambda x: x.diag_embed(1), (4,)),
+    "sampled volume": (sampled, (1, 2, 2, 2)),
     "trilinear": (resized("trilinear", align_corners=False), (1, 2, 1, 3)),
     "triu": (lambda x: x.triu(1), (3, 4)),
+    "unpooled": (unpooled, (1, 2, 2)),
 }
 
 
@@ -867,10 +907,18 @@ def test_maximum_of_equals_halves_the_gradient(case, name):
     case.same(y.grad, g / 2)
 
 
+def windows(pool, *size):
+    """Rows of nine as images of three by three, each a volume of its own or a sample of one channel."""
+    return lambda x: [t.reshape(3, -1) for t in pool(x.reshape(3, 1, 3, 3), *size, return_indices=True)]
+
+
 PICKS = {
+    "adaptive_max_pool3d": windows(F.adaptive_max_pool3d, (1, 2, 2)),
     "cummax": lambda x: x.cummax(1),
     "cummin": lambda x: x.cummin(1),
+    "fractional_max_pool2d": windows(F.fractional_max_pool2d, 2, (2, 2)),
     "kthvalue": lambda x: x.kthvalue(3, 1, keepdim=True),
+    "max_pool3d": windows(F.max_pool3d, (1, 2, 2), 1),
     "median": lambda x: x.median(1, keepdim=True),
     "mode": lambda x: x.mode(1, keepdim=True),
     "nanmedian": lambda x: x.nanmedian(1, keepdim=True),
