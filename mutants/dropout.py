@@ -622,6 +622,20 @@ def first_element_always_kept(patch):
 
 
 @mutant("dropout.train.elements-independent")
+def tail_repeats_the_last_block(patch):
+    """Draws whole blocks of eight and gives the elements behind them the numbers of the last."""
+
+    def dropout(original, x, p, train, inplace):
+        if not train or x.numel() < 8:
+            return original(x, p, train, inplace)
+        mask, whole = original(torch.ones_like(x), p, train).flatten(), x.numel() // 8 * 8
+        mask[whole:] = mask[whole - 8 : x.numel() - 8]
+        return x * mask.reshape(x.shape)
+
+    patch.wrap(F, "dropout", dropout)
+
+
+@mutant("dropout.train.elements-independent")
 def mask_repeats_every_eight(patch):
     """Draws as many random numbers as a vector register has lanes, and uses them again for the next."""
 

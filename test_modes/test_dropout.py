@@ -162,7 +162,7 @@ def test_rate_is_the_same_in_every_thread(case, n):
         case.binomial((part == 0).sum(), 10_007, 0.3)
 
 
-@claim("dropout.train.every-position")
+@claim("dropout.train.every-position", "dropout.train.elements-independent")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("n", [*SIZES, 1103])
 def test_every_position_is_dropped_now_and_then(case, n):
@@ -171,6 +171,7 @@ def test_every_position_is_dropped_now_and_then(case, n):
     kept = array(ys) != 0
     assert kept.any(0).all()
     assert not kept.all(0).any()
+    assert len({*map(bytes, kept.T)}) == n  # no two positions go together: by chance n^2 / 2 0.52^57 < 1e-10
     case.close(ys, reference.dropout(array(x), kept, 0.4), k=2)
 
 
