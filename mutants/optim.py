@@ -661,6 +661,13 @@ def foreach_zero_grad_keeps(patch):
     patch.source(Optimizer.zero_grad, "torch._foreach_zero_(grads)", "pass")
 
 
+@mutant("optim.zero.keeps-the-tensor")
+def foreach_zero_grad_of_one_dtype(patch):
+    """Calls the foreach kernel for the gradients of the last dtype alone."""
+    groups = "per_dtype_grads.values()"
+    patch.source(Optimizer.zero_grad, f"for grads in {groups}:", f"for grads in [*{groups}][-1:]:")
+
+
 @mutant("optim.zero.cuts-the-graph")
 def zero_grad_keeps_the_graph(patch):
     """Zeroes within the gradient's graph."""

@@ -66,7 +66,7 @@ def test_gradients_become_none_when_asked(case, who):
 @claim("optim.zero.keeps-the-tensor")
 @every
 def test_zeroing_keeps_the_gradients_tensor(case, name, path):
-    parameters = parameters_of(case)
+    parameters = parameters_of(case) + parameters_of(case, [(9,)], torch.float16)  # of both dtypes
     optimizer = build(case, name, parameters, path, **USUAL[name])
     give_gradients(case, parameters)
     tensors = [p.grad for p in parameters]
