@@ -32,6 +32,12 @@ def saves_scratch_buffers(patch):
     patch.source(Module._save_to_state_dict, " and name not in self._non_persistent_buffers_set", "")
 
 
+@mutant("state.dict.content")
+def assigned_buffers_are_saved(patch):
+    """Makes a buffer persistent when it is assigned anew."""
+    patch.source(Module.__setattr__, "persistent = name not in self._non_persistent_buffers_set", "persistent = True")
+
+
 @mutant("state.dict.content", "state.load.statistics-travel")
 def forgets_buffers(patch):
     """Saves what an optimizer sees: the parameters alone."""
@@ -256,6 +262,13 @@ def load_replaces_parameters(patch):
         "param.copy_(input_param)",
         "setattr(self, name, type(param)(input_param.clone()) if name in self._parameters else input_param.clone())",
     )
+
+
+@mutant("state.load.casts")
+def load_casts_in_the_order_of_memory(patch):
+    """Writes values of another dtype as they lie, whatever the strides of the parameter."""
+    place = "(param if param.dtype == input_param.dtype else param.as_strided(param.shape, input_param.stride()))"
+    patch.source(Module._load_from_state_dict, "param.copy_(input_param)", f"{place}.copy_(input_param)")
 
 
 @mutant("state.load.casts")

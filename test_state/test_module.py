@@ -432,7 +432,9 @@ def test_memory_format_is_for_four_dimensions(case):
 def test_a_dtype_beside_the_memory_format(case):
     layer = nn.Conv2d(3, 4, 2, device=case.device)
     layer.register_buffer("seen", torch.ones(2, 3, 4, 5, dtype=torch.int64, device=case.device))
+    before = layer.weight.detach().clone()
     layer.to(torch.bfloat16, memory_format=torch.channels_last)
+    case.same(layer.weight.detach(), before.bfloat16())
     assert (layer.weight.dtype, layer.bias.dtype, layer.seen.dtype) == (torch.bfloat16, torch.bfloat16, torch.int64)
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
     assert layer.seen.is_contiguous(memory_format=torch.channels_last)

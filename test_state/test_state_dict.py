@@ -66,6 +66,8 @@ def test_state_dict_holds_parameters_and_persistent_buffers(case):
     assert {*everything} - {*held} == {"scratch"}
     for key in KEYS:
         case.same(held[key], everything[key])
+    model.mean, model.scratch = case.tensor(5), case.tensor(2)
+    assert list(model.state_dict()) == KEYS  # each buffer remains of its kind
 
 
 @claim("state.dict.prefix-and-destination")
@@ -303,6 +305,17 @@ def test_values_are_cast_to_the_module(case, given):
         if value.is_floating_point():
             case.close(value, array(held[key]), k=0.65)  # half an eps for one rounding to nearest
     assert int(model.num_batches_tracked) == int(held["num_batches_tracked"])
+
+
+@claim("state.load.casts")
+@axes(dtype="bfloat16")
+def test_values_are_cast_whatever_the_layout(case):
+    model = case.module(nn.Conv2d, 3, 5, 2).to(memory_format=torch.channels_last)
+    held = {"weight": case.tensor(5, 3, 2, 2, dtype=torch.float32), "bias": case.tensor(5, dtype=torch.float32)}
+    model.load_state_dict(held)
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    for key, value in model.state_dict().items():
+        case.close(value, array(held[key]), k=0.65)  # as above
 
 
 @claim("state.load.not-atomic")
