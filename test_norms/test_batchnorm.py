@@ -69,7 +69,7 @@ def test_layer_keeps_and_shows_its_settings(case, cls):
 
 
 @claim("batchnorm.layer.affine-false")
-@axes(dtype=FLOATING)
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
 @inputs
 def test_without_affine_the_layer_only_normalises(case, cls, shape):
     layer, x = case.module(cls, 5, eps=EPS, affine=False), case.tensor(*shape, loc=1.5)
@@ -353,7 +353,7 @@ def test_gradients_laid_out_otherwise_than_the_input(case, contiguous, training)
 
 
 @claim("batchnorm.gradient.input")
-@axes(dtype=FLOATING)
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
 @inputs
 def test_training_gradients_without_affine(case, cls, shape):
     layer = case.module(cls, 5, eps=EPS, affine=False)
@@ -380,6 +380,16 @@ def test_training_gradients_at_every_size(case, n):
 def test_what_needs_no_gradient_gets_none(case, frozen, training):
     layer, g = case.module(nn.BatchNorm1d, 5, eps=EPS).train(training), case.tensor(9, 5)
     x = case.tensor(9, 5, requires_grad=True)
+    the_others_keep_theirs(layer, x, g, frozen)
+
+
+@claim("batchnorm.gradient.input", "batchnorm.gradient.weight-and-bias")
+@axes(layout="channels_last")
+@pytest.mark.parametrize("training", [True, False])
+@frozen
+def test_what_needs_no_gradient_gets_none_in_channels_last(case, frozen, training):
+    layer, g = case.module(nn.BatchNorm2d, 5, eps=EPS).train(training), case.tensor(4, 5, 3, 2)
+    x = case.tensor(4, 5, 3, 2, requires_grad=True)
     the_others_keep_theirs(layer, x, g, frozen)
 
 

@@ -171,6 +171,15 @@ def test_what_needs_no_gradient_gets_none(case, frozen):
     the_others_keep_theirs(layer, x, g, frozen)
 
 
+@claim("norms.groupnorm.gradients")
+@axes(layout="channels_last")
+@pytest.mark.parametrize("frozen", ["weight", "bias", "weight bias"])  # a frozen input is the first layer's, below
+def test_what_needs_no_gradient_gets_none_in_channels_last(case, frozen):
+    layer, g = case.module(nn.GroupNorm, 2, 6, eps=0.1), case.tensor(3, 6, 5, 2)
+    x = case.tensor(3, 6, 5, 2, requires_grad=True)
+    the_others_keep_theirs(layer, x, g, frozen)
+
+
 @claim("norms.groupnorm.first-layer-channels-last")
 @axes(layout="channels_last", via="eager")
 def test_the_first_layer_trains_in_channels_last(case):
