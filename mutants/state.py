@@ -102,6 +102,12 @@ def batchnorm_forgets_its_version(patch):
 
 
 @mutant("state.dict.tied")
+def shared_children_once(patch):
+    """Walks over the children, of which each comes once."""
+    patch.source(Module.state_dict, "in self._modules.items():", "in self.named_children():")
+
+
+@mutant("state.dict.tied")
 def tied_entries_once(patch):
     """Saves a shared tensor once, as safetensors does."""
 

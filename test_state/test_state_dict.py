@@ -134,6 +134,16 @@ def test_tied_parameters_appear_under_each_name(case):
     case.same(target.second.weight, model.first.weight)
 
 
+@claim("state.dict.tied")
+def test_a_child_of_two_names_appears_under_each(case):
+    layer = case.module(nn.Linear, 2, 2)
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    held = model.state_dict()
+    assert list(held) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    with case.raises(RuntimeError, r'missing key.*"2.weight", "2.bias"'):
+        model.load_state_dict({key: held[key] for key in ("0.weight", "0.bias")})
+
+
 @claim("state.dict.weights-alone")
 def test_loading_changes_values_alone(case):
     source, target = case.module(Host), case.module(Host).eval()
