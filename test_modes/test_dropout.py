@@ -411,13 +411,13 @@ def test_inplace_overwrites_its_input(case, cls):
 
 
 @claim("dropout.inplace.gradient")
-@axes(dtype=FLOATING, layout=("contiguous", "transposed"))
+@axes(dtype=FLOATING, layout=("contiguous", "transposed", "channels_last"))
 @pytest.mark.parametrize("cls", [nn.Dropout, *CHANNELWISE])
 def test_inplace_gradient_uses_the_mask(case, cls):
     x, gradient = case.tensor(*shape_for(cls), requires_grad=True), case.tensor(*shape_for(cls))
     y = case.module(cls, p=0.3, inplace=True)(x * 1)
     y.backward(gradient)
-    kept = array(y) != 0
+    kept = by_channel(array(y) != 0) if cls in CHANNELWISE else array(y) != 0
     case.close(y, reference.dropout(array(x), kept, 0.3), k=2)  # as out of place
     case.close(x.grad, reference.dropout(array(gradient), kept, 0.3), k=2)
 

@@ -700,7 +700,7 @@ def test_train_and_eval_agree_once_the_statistics_do(case):
 
 
 @claim("batchnorm.track.false")
-@axes(dtype=FLOATING)
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
 @inputs
 def test_untracked_layers_use_the_batch_in_both_modes(case, cls, shape):
     layer, x = case.module(cls, 5, eps=EPS, track_running_stats=False), case.tensor(*shape, loc=1.5)

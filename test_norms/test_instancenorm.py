@@ -200,7 +200,7 @@ def test_default_momentum_is_a_tenth(case):
 
 
 @claim("norms.instancenorm.eval-uses-running")
-@axes(dtype=FLOATING)
+@axes(dtype=FLOATING, layout=("contiguous", "channels_last"))
 @pytest.mark.parametrize("cls", CLASSES)
 def test_eval_uses_the_running_statistics(case, cls):
     layer = case.module(cls, 5, eps=0.3, affine=True, track_running_stats=True).eval()
