@@ -879,6 +879,17 @@ def maximum_goes_to_the_first(patch):
     patch.wrap(torch, "maximum", lambda o, x, y: torch.where(x >= y, x, y.detach()))
 
 
+@mutant("autograd.gradient.along-a-dimension")
+def products_of_columns_give_their_gradient_to_the_first(patch):
+    """Hands the gradient of every product along a middle dimension to the first factor alone."""
+
+    def prod(original, x, dim, keepdim):
+        first = torch.arange(x.shape[dim]) < 1
+        return original(torch.where(first[:, None], x, x.detach()) if dim == 1 else x, dim, keepdim)
+
+    patch.wrap(torch, "prod", prod)
+
+
 @mutant("autograd.gradient.scaled-sums")
 def alpha_is_dropped_in_backward(patch):
     """Forgets alpha in the gradient."""

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -100,6 +101,38 @@ FURTHER = {
     "tan": (np.tan, lambda x: 1 + np.tan(x) ** 2),
     "threshold": (lambda x: np.where(x > 0.5, x, -2.0), lambda x: x > 0.5),
 }
+
+
+def selu(x):
+    return 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0)))
+
+
+ACTIVATIONS = {  # the call, the value and the derivative
+    "celu": (lambda x: F.celu(x, 0.7), lambda x: np.where(x > 0, x, 0.7 * np.expm1(np.minimum(x, 0) / 0.7)),
+             lambda x: np.exp(np.minimum(x, 0) / 0.7)),
+    "hardshrink": (lambda x: F.hardshrink(x, 0.7), lambda x: x * (abs(x) > 0.7), lambda x: abs(x) > 0.7),
+    "hardswish": (F.hardswish, lambda x: x * np.clip(x + 3, 0, 6) / 6,
+                  lambda x: np.where(abs(x) < 3, (2 * x + 3) / 6, x > 0)),
+    "hardtanh": (lambda x: F.hardtanh(x, -0.7, 1.3), lambda x: np.clip(x, -0.7, 1.3), lambda x: (x > -0.7) & (x < 1.3)),
+    "relu6": (F.relu6, lambda x: np.clip(x, 0, 6), lambda x: (x > 0) & (x < 6)),
+    "selu": (F.selu, selu, lambda x: np.where(x > 0, 1.0507009873554805, selu(x) + 1.7580993408473766)),
+    "softshrink": (lambda x: F.softshrink(x, 0.7), lambda x: x - np.clip(x, -0.7, 0.7), lambda x: abs(x) > 0.7),
+    "softsign": (F.softsign, lambda x: x / (1 + abs(x)), lambda x: (1 + abs(x)) ** -2.0),
+    "tanhshrink": (F.tanhshrink, lambda x: x - np.tanh(x), lambda x: np.tanh(x) ** 2),
+}  # fmt: skip
+
+
+@claim("autograd.gradient.elementary-functions")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_their_value_and_derivative(case, name):
+    call, value, slope = ACTIVATIONS[name]
+    x, g = case.tensor_of(case.rng.uniform(-7, 7, 67), requires_grad=True), case.tensor(67)
+    y = case.function(call)(x)
+    y.backward(g)
+    # As above. The differences are of terms no greater than 1 + |x|, the derivatives of terms no greater than 3
+    case.close(y, value(array(x)), k=8, scale=1 + abs(array(x)))
+    case.close(x.grad, array(g) * slope(array(x)), k=8, scale=3 * abs(array(g)))
 
 
 @claim("autograd.gradient.elementary-functions")
@@ -298,6 +331,9 @@ def test_factors_reach_the_gradient(case):
     case.same(x.grad, g.detach())
     case.close(y.grad, -2.5 * array(g), k=1)
     x.grad = None
+    y.grad = None
+    torch.sub(x.detach(), y, alpha=0.3).backward(g.detach())
+    case.close(y.grad, -0.3 * array(g), k=2)  # the factor rounded, a product
     total = torch.addcmul(z, x, y, value=0.7)
     total.backward(g.detach())
     terms = 0.7 * array(x) * array(y)
@@ -601,6 +637,34 @@ def test_variance_divides_by_the_number_less_the_correction(case, dim, correctio
     case.close(torch.std(x, dim, correction=correction), wanted**0.5, k=1, scale=scale + wanted**0.5)
 
 
+SHARES = {  # what each element of a row gets of the row's gradient
+    "amax": lambda x: x == x.max(-1, keepdims=True),
+    "amin": lambda x: x == x.min(-1, keepdims=True),
+    "logsumexp": reference.softmax,
+    "max": lambda x: x == x.max(-1, keepdims=True),
+    "min": lambda x: x == x.min(-1, keepdims=True),
+    "nansum": np.ones_like,
+    "norm": lambda x: x / np.sqrt((x**2).sum(-1, keepdims=True)),
+    "prod": lambda x: x.prod(-1, keepdims=True) / x,
+}
+
+
+@claim("autograd.gradient.along-a-dimension")
+@axes(dtype=PRECISE)
+@pytest.mark.parametrize("name", SHARES)
+def test_a_reduction_gives_each_row_its_own_gradient(case, name):
+    x = case.tensor(3, 4, 5, requires_grad=True)
+    for dim, keepdim in itertools.product((0, 1, 2), (False, True)):
+        y = getattr(torch, name)(x, dim=dim, keepdim=keepdim)
+        y = y[0] if name in ("max", "min") else y
+        assert y.shape == array(x).sum(dim, keepdims=keepdim).shape
+        (found,) = torch.autograd.grad(y, x, g := case.tensor(*y.shape))
+        share = np.moveaxis(SHARES[name](np.moveaxis(array(x), dim, -1)), -1, dim)
+        wanted = share * (array(g) if keepdim else np.expand_dims(array(g), dim))
+        # sums and products of at most five, a root or an exponential, whose argument is rounded, and two products
+        case.close(found, wanted, k=12, scale=abs(wanted) * (1 + abs(array(x)).max()))
+
+
 @claim("autograd.gradient.variance")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize("correction", [1, 2])
@@ -630,27 +694,30 @@ def test_a_large_mean_costs_the_variance_its_own_rounding(case, dim):
     case.close(torch.var(x, dim), wanted, k=1, scale=67 * wanted + (2 * wanted**0.5 + error) * error / eps(case.dtype))
 
 
+VIEWS = {
+    "slice": lambda x: x[1:, ::2],
+    "transpose": lambda x: x.T,
+    "reshape": lambda x: x.reshape(5, 3),
+    "flip": lambda x: x.flip(0),
+    "roll": lambda x: x.roll(2, 1),
+    "select": lambda x: x[2],
+    "last": lambda x: x[-1],
+    "last but one": lambda x: x[..., -2],
+    "narrow": lambda x: x.narrow(0, -2, 1),
+    "unfold": lambda x: x.unfold(1, 2, 2),
+    "diagonal": lambda x: x.diagonal(1),
+    "split": lambda x: x.split(2, 1)[1],
+    "split by sizes": lambda x: x.split([1, 4], 1)[1],
+    "unbind": lambda x: x.unbind(1)[3],
+    "pad": lambda x: F.pad(x, (1, 2), value=99.0),
+}
+
+
 @claim("autograd.gradient.views")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[1:, ::2],
-        lambda x: x.T,
-        lambda x: x.reshape(5, 3),
-        lambda x: x.flip(0),
-        lambda x: x.roll(2, 1),
-        lambda x: x[2],
-        lambda x: x[-1],
-        lambda x: x[..., -2],
-        lambda x: x.narrow(0, -2, 1),
-        lambda x: x.unfold(1, 2, 2),
-        lambda x: F.pad(x, (1, 2), value=99.0),
-    ],
-    ids=["slice", "transpose", "reshape", "flip", "roll", "select", "last", "last but one", "narrow", "unfold", "pad"],
-)
-def test_views_send_each_gradient_where_its_element_came_from(case, view):
-    x = case.tensor(3, 5, requires_grad=True)
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_send_each_gradient_where_its_element_came_from(case, name):
+    view, x = VIEWS[name], case.tensor(3, 5, requires_grad=True)
     y = view(x)
     y.backward(g := case.tensor(*y.shape))
     places = view(torch.arange(1, 16, device=case.device).reshape(3, 5).double()).flatten().long()
@@ -723,6 +790,7 @@ def unpooled(x):
 
 
 LINEAR_MAPS = {
+    "added up": (lambda x: x.cumsum(1), (3, 4)),
     "affine_grid": (lambda x: F.affine_grid(x, (len(x), 1, 2, 3), align_corners=True), (2, 3)),
     "bicubic": (resized("bicubic", align_corners=False), (1, 3, 2)),
     "bilinear": (resized("bilinear", align_corners=True), (2, 2, 3)),
@@ -739,6 +807,12 @@ LINEAR_MAPS = {
     "rfft": (lambda x: torch.view_as_real(torch.fft.rfft(x)), (6,)),
     "rot90": (lambda x: x.rot90(1, (-2, -1)), (2, 3)),
     "diag_embed": (lambda x: x.diag_embed(1), (4,)),
+    "cross": (lambda x: torch.linalg.cross(x, x.new_tensor([0.3, -1.2, 2.5]).expand_as(x)), (3,)),
+    "kron": (lambda x: torch.kron(x, x.new_tensor([[0.3, -1.2]])), (2, 3)),
+    "repeated": (lambda x: x.repeat_interleave(3, 1), (2, 2)),
+    "second differences": (lambda x: x.diff(2, 1), (5,)),
+    "tensordot": (lambda x: torch.tensordot(x, x.new_tensor([[0.3, -1.2], [2.5, 0.7], [1.1, 0.2]]), 1), (2, 3)),
+    "trace": (lambda x: torch.stack([image.trace() for image in x]), (3, 3)),
     "sampled volume": (sampled, (1, 2, 2, 2)),
     "trilinear": (resized("trilinear", align_corners=False), (1, 2, 1, 3)),
     "triu": (lambda x: x.triu(1), (3, 4)),
