@@ -87,7 +87,6 @@ FURTHER = {
     "acosh": (np.arccosh, lambda x: 1 / np.sqrt(x * x - 1)),
     "asin": (np.arcsin, lambda x: 1 / np.sqrt(1 - x * x)),
     "asinh": (np.arcsinh, lambda x: 1 / np.sqrt(1 + x * x)),
-    "atan": (np.arctan, lambda x: 1 / (1 + x * x)),
     "atanh": (np.arctanh, lambda x: 1 / (1 - x * x)),
     "cosh": (np.cosh, np.sinh),
     "deg2rad": (np.deg2rad, lambda x: np.full(x.shape, math.pi / 180)),
