@@ -37,6 +37,14 @@ def test_a_copy_has_no_shape_either(case):
     assert (once.requires_grad, once.dtype) == (False, torch.float16)
 
 
+@claim("module.register.uninitialized-elsewhere")
+@pytest.mark.parametrize("cls", [nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer])
+def test_what_has_no_shape_yet_may_get_it_elsewhere(case, cls):
+    lazy = cls(device=case.device)
+    lazy.materialize((4,), device="meta")
+    assert lazy.device.type == "meta"
+
+
 @claim("module.register.uninitialized-complex")
 @pytest.mark.filterwarnings("ignore:Complex modules", "ignore:Lazy modules")
 def test_a_lazy_layer_of_complex_numbers_is_cast(case):
