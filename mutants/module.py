@@ -152,6 +152,12 @@ def shared_twice(patch):
     fragment(patch, Module._named_members, ("v in memo", "False"))
 
 
+@mutant("module.names.shared-once")
+def modules_come_once_whatever_is_asked(patch):
+    """Takes remove_duplicate and hands nothing on."""
+    patch.source(Module.modules, "remove_duplicate=remove_duplicate", "")
+
+
 @mutant("module.names.modules", "module.names.order")
 def children_first(patch):
     """Yields a module after its descendants."""
@@ -654,6 +660,12 @@ def copies_get_the_default_dtype(patch):
 
 
 @mutant("module.containers.parameter-dict")
+def what_is_not_there_is_none(patch):
+    """Forgets what to give instead."""
+    patch.source(nn.ParameterDict.get, "else default", "else None")
+
+
+@mutant("module.containers.parameter-dict")
 def pairs_set_the_key(patch):
     """Stores the first of the pair for both."""
     patch.source(nn.ParameterDict.update, "self[p[0]] = p[1]", "self[p[0]] = p[0]")
@@ -696,6 +708,12 @@ def poisson_with_a_coarse_eps(patch):
 def silu_forgets_to_be_in_place(patch):
     """Takes the flag and hands nothing on."""
     patch.source(nn.SiLU.forward, "inplace=self.inplace", "")
+
+
+@mutant("module.activation.in-place")
+def relu6_forgets_to_be_in_place(patch):
+    """Takes the flag and makes a new tensor."""
+    patch.source(nn.functional.relu6, "relu6_(", "relu6(")
 
 
 @mutant("module.activation.softmax-dim")

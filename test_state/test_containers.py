@@ -218,7 +218,8 @@ def test_parameter_dict_is_a_dict(case):
     del model["note"]
     assert model.setdefault("z", 1) is p
     assert model.get("nowhere") is None
-    assert model.get("z") is p
+    assert model.get("nowhere", "else") == "else"
+    assert model.get("z", "else") is p
     assert [k for k, _ in model.items()] == ["z", "a"]
     assert next(iter(model.values())) is p
     model.update({"y": case.tensor(1), "c": case.tensor(1)})

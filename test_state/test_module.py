@@ -287,6 +287,9 @@ def test_what_is_shared_comes_once(case):
     assert named(model.named_buffers(remove_duplicate=False)) == every
     names = named(model.named_modules(remove_duplicate=False))
     assert names == ["", "first", "first.0", "first.1", "again", "last"]
+    if since("2.11"):
+        modules = [model, model.first, *model.first, model.again, model.last]
+        assert list(model.modules(remove_duplicate=False)) == modules
 
 
 @claim("module.names.modules")

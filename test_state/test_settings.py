@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from torch_conformance.checks import array
@@ -105,6 +106,16 @@ def test_activations_in_place_change_their_input(case):
         assert y is x, f"{name} makes a new tensor"
         case.same(y, wanted)
         assert not torch.equal(wanted, before), name
+
+
+@claim("module.activation.in-place")
+def test_relu6_in_place_changes_its_input(case):
+    """The function; the layer goes by hardtanh."""
+    x = case.tensor_of([-1.0, 0.5, 7.0])
+    case.same(F.relu6(x), clipped := case.tensor_of([0.0, 0.5, 6.0]))
+    case.same(x, case.tensor_of([-1.0, 0.5, 7.0]))
+    assert F.relu6(x, inplace=True) is x
+    case.same(x, clipped)
 
 
 @claim("module.activation.softmax-dim")
