@@ -179,6 +179,12 @@ def resumes_from_the_start(patch):
     patch.source(s.LRScheduler.__init__, "self.last_epoch = last_epoch", "self.last_epoch = -1")
 
 
+@mutant("schedulers.state.last-epoch-of-cycles")
+def one_cycle_starts_again(patch):
+    """Takes last_epoch and keeps it for itself."""
+    patch.source(s.OneCycleLR.__init__, "super().__init__(optimizer, last_epoch", "super().__init__(optimizer, -1")
+
+
 @mutant("schedulers.state.last-epoch-wants-initial-lr")
 def resumes_without_initial_lr(patch):
     """Takes the present rate for the first."""
@@ -260,6 +266,12 @@ def polynomial_as_listed(patch):
 def momentum_with_the_rate(patch):
     """Moves momentum with the rate."""
     patch.source(s.CyclicLR.get_lr, "momentum = max_momentum - base_height", "momentum = base_momentum + base_height")
+
+
+@mutant("schedulers.momentum.cyclic")
+def momentum_has_its_usual_top(patch):
+    """Goes up to the default whatever is asked."""
+    patch.source(s.CyclicLR.__init__, "optimizer, max_momentum", "optimizer, 0.9")
 
 
 @mutant("schedulers.momentum.one-cycle")
@@ -371,6 +383,12 @@ def sequence_of_two_optimizers(patch):
     patch.source(s.SequentialLR.__init__, "optimizer != scheduler.optimizer", "False")
 
 
+@mutant("schedulers.several.optimizer-of-a-chain")
+def the_first_schedule_tells_the_optimizer(patch):
+    """Compares the schedules with each other alone."""
+    patch.source(s.ChainedScheduler.__init__, "optimizer or schedulers[0].optimizer", "schedulers[0].optimizer")
+
+
 @mutant("schedulers.several.milestones-between")
 def milestones_of_any_number(patch):
     """Does not count milestones."""
@@ -421,6 +439,12 @@ def plateau_silent(patch):
 def plateau_counts_no_epochs(patch):
     """Forgets which epoch it is in."""
     patch.source(s.ReduceLROnPlateau.step, "self.last_epoch = epoch", "pass")
+
+
+@mutant("schedulers.plateau.last-rates")
+def plateau_counts_for_itself(patch):
+    """Warns of the epoch that is named, and takes the next."""
+    patch.source(s.ReduceLROnPlateau.step, "self.last_epoch = epoch", "self.last_epoch += 1")
 
 
 @mutant("schedulers.plateau.equal-is-bad")

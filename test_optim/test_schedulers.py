@@ -431,6 +431,22 @@ def test_last_epoch_resumes_the_schedule(case, name, options, epoch):
     hold_along(case, found, wanted, options)
 
 
+@claim("schedulers.state.last-epoch-of-cycles")
+@these([(name, o) for name, o in SCHEDULES if name in FIXED])
+def test_last_epoch_resumes_a_cycle(case, name, options):
+    first, second = optimizer_of(case), optimizer_of(case)
+    old, found, wanted = schedule(case, name, first, options), [], []
+    for _ in range(4):
+        advance(first, old)
+    second.load_state_dict(first.state_dict())
+    new = schedule(case, name, second, options, last_epoch=3)
+    for t in range(4, 12):
+        found.append(rates_of(second))
+        wanted.append([LAWS[name](t, base, **options) for base in RATES])
+        advance(second, new)
+    hold_along(case, found, wanted, options)
+
+
 @claim("schedulers.state.last-epoch-wants-initial-lr")
 def test_resuming_without_initial_lr_is_refused(case):
     with case.raises(KeyError, "initial_lr"):
@@ -536,7 +552,7 @@ def test_the_polynomial_listing_begins_an_epoch_late(case):
 
 # -- momentum that cycles along ----------------------------------------------------------------------------------------
 
-MOMENTA = {"base_momentum": 0.6, "max_momentum": 0.9}
+MOMENTA = {"base_momentum": 0.6, "max_momentum": 0.7}
 families = pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.Adam])
 
 
@@ -553,7 +569,7 @@ def test_momentum_cycles_against_the_rate(case, cls, mode):
     scheduler, found, wanted = lr_scheduler.CyclicLR(optimizer, **options, **MOMENTA), [], []
     for t in range(18):
         found.append(momentum_of(optimizer))
-        wanted.append(reference.cyclic(t, 0, **options | {"base_lr": 0.9, "max_lr": 0.6}))
+        wanted.append(reference.cyclic(t, 0, **options | {"base_lr": 0.7, "max_lr": 0.6}))
         advance(optimizer, scheduler)
     hold_along(case, found, wanted, {})
     assert all(group.get("betas", (0, 0.999))[1] == 0.999 for group in optimizer.param_groups)
@@ -569,7 +585,7 @@ def test_a_cycle_of_momentum_is_resumed(case):
     new = lr_scheduler.CyclicLR(second, **WAVE, **MOMENTA, last_epoch=3)
     for t in range(4, 12):
         found.append(momentum_of(second))
-        wanted.append(reference.cyclic(t, 0, **WAVE | {"base_lr": 0.9, "max_lr": 0.6}))
+        wanted.append(reference.cyclic(t, 0, **WAVE | {"base_lr": 0.7, "max_lr": 0.6}))
         advance(second, new)
     hold_along(case, found, wanted, {})
 
@@ -580,7 +596,7 @@ def test_a_cycle_of_momentum_is_resumed(case):
 def test_momentum_falls_while_the_rate_rises(case, cls, three_phase):
     optimizer, n = optimizer_of(case, cls=cls), 24
     scheduler = lr_scheduler.OneCycleLR(optimizer, 0.7, n, pct_start=0.25, three_phase=three_phase, **MOMENTA)
-    values, found, wanted = [0.9, 0.6, 0.9, 0.9] if three_phase else [0.9, 0.6, 0.9], [], []
+    values, found, wanted = [0.7, 0.6, 0.7, 0.7] if three_phase else [0.7, 0.6, 0.7], [], []
     for t in range(n - 1):
         found.append(momentum_of(optimizer))
         wanted.append(reference.phased(t, values, n, 0.25, "cos"))
@@ -852,6 +868,15 @@ def test_several_schedulers_share_one_optimizer(case, name):
         lr_scheduler.SequentialLR(one, parts, [3]) if name == "SequentialLR" else lr_scheduler.ChainedScheduler(parts)
 
 
+@claim("schedulers.several.optimizer-of-a-chain")
+def test_a_chain_may_name_its_optimizer(case):
+    one, other = optimizer_of(case), optimizer_of(case)
+    parts = [lr_scheduler.ExponentialLR(one, 0.9), lr_scheduler.ExponentialLR(one, 0.5)]
+    assert lr_scheduler.ChainedScheduler(parts, optimizer=one).optimizer is one
+    with case.raises(ValueError, "same optimizer"):
+        lr_scheduler.ChainedScheduler(parts, optimizer=other)
+
+
 @claim("schedulers.several.milestones-between")
 @pytest.mark.parametrize("milestones", [[], [2, 5]])
 def test_there_is_one_milestone_between_two(case, milestones):
@@ -900,6 +925,9 @@ def test_a_plateau_tells_its_last_epoch_and_rates(case):
     for epoch in range(3):
         assert (scheduler.last_epoch, scheduler.get_last_lr()) == (epoch, rates_of(optimizer))
         advance(optimizer, scheduler, 1.0)
+    with pytest.warns(UserWarning, match="deprecated"):
+        scheduler.step(1.0, epoch=7)
+    assert scheduler.last_epoch == 7
 
 
 @claim("schedulers.plateau.is-a-scheduler")
