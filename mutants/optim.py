@@ -794,6 +794,12 @@ def closure_without_gradients(patch):
 
 
 @mutant("optim.step.closure")
+def closure_of_rarer_optimizers_without_gradients(patch):
+    """Calls the closure within no_grad."""
+    patch.source(sparse_adam.SparseAdam.step, "torch.enable_grad()", "torch.no_grad()")
+
+
+@mutant("optim.step.closure")
 def closure_called_twice(patch):
     """Calls the closure once more to report the loss."""
 

@@ -96,6 +96,24 @@ def test_the_closure_is_called_once_with_gradients_enabled(case, name, path):
     assert optimizer.step() is None
 
 
+@claim("optim.step.closure")
+@pytest.mark.parametrize("name", ["Adafactor", "Muon", "SparseAdam"])
+def test_other_optimizers_call_the_closure_once_with_gradients_enabled(case, name):
+    (p,), seen, loss = parameters_of(case, [(3, 5)]), [], case.tensor(1)
+    optimizer = build(case, name, [p], "fixed", lr=0.3)
+
+    def closure():
+        seen.append(torch.is_grad_enabled())
+        give_gradients(case, [p])
+        p.grad = p.grad.to_sparse() if name == "SparseAdam" else p.grad
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure) is loss
+    assert seen == [True]
+    assert optimizer.step() is None
+
+
 @claim("optim.step.closure-first")
 @every
 def test_the_step_goes_by_the_gradients_that_the_closure_leaves(case, name, path):
