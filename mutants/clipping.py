@@ -191,6 +191,18 @@ def old_name_wants_finite_norms(patch):
     patch.source(clip_grad.clip_grad_norm, "norm_type, error_if_nonfinite, foreach", "norm_type, True, foreach")
 
 
+@mutant("clipping.norm.deprecated-name")
+def old_name_knows_the_euclidean_norm_alone(patch):
+    """Forgets the norm that is asked for."""
+    patch.source(clip_grad.clip_grad_norm, "norm_type, error_if_nonfinite, foreach", "2.0, error_if_nonfinite, foreach")
+
+
+@mutant("clipping.norm.deprecated-name")
+def old_name_takes_everything(patch):
+    """Forgets to ask for finite values."""
+    patch.source(clip_grad.clip_grad_norm, "norm_type, error_if_nonfinite, foreach", "norm_type, False, foreach")
+
+
 @mutant("clipping.foreach.devices")
 def foreach_falls_back_in_silence(patch):
     """Takes the loop where foreach was asked for and there is none."""

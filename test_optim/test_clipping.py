@@ -332,9 +332,14 @@ def test_the_name_without_underscore_is_deprecated(case):
         found = nn.utils.clip_grad_norm(parameters, 0.5)
     case.close(found, reference.total_norm(gradients), k=2 * (33 + 4))  # as in the law
     case.close(nn.utils.get_total_norm([p.grad for p in parameters]), np.array(0.5), k=4 * (33 + 4))
+    greatest = max(p.grad.abs().max() for p in parameters)
+    with pytest.warns((FutureWarning, UserWarning)):
+        case.same(nn.utils.clip_grad_norm(parameters, 0.5, norm_type=math.inf), greatest)
     parameters[0].grad[0] = math.inf
     with pytest.warns((FutureWarning, UserWarning)):
         assert torch.isinf(nn.utils.clip_grad_norm(parameters, 0.5)), "refused a non-finite norm unasked"
+    with pytest.warns((FutureWarning, UserWarning)), case.raises(RuntimeError, "non-finite"):
+        nn.utils.clip_grad_norm(parameters, 0.5, error_if_nonfinite=True)
     assert torch.isinf(nn.utils.get_total_norm([torch.tensor([math.inf])]))
 
 
