@@ -844,6 +844,18 @@ def causal_mask_is_single(patch):
     patch.source(transformer._generate_square_subsequent_mask, "dtype=dtype", "dtype=dtype or torch.float32")
 
 
+@mutant("attention.transformer.causal-mask-as-asked")
+def causal_mask_is_of_the_default_dtype(patch):
+    """Forgets the dtype that is asked for."""
+    patch.source(nn.Transformer.generate_square_subsequent_mask, "dtype=dtype", "dtype=None")
+
+
+@mutant("attention.transformer.causal-mask-as-asked")
+def causal_mask_is_on_the_default_device(patch):
+    """Forgets the device that is asked for."""
+    patch.source(nn.Transformer.generate_square_subsequent_mask, "device=device", "device=None")
+
+
 @mutant("attention.sdpa.no-width")
 def nothing_is_attended_to_without_a_width(patch):
     """Returns zeros where queries have no numbers."""

@@ -892,6 +892,15 @@ def test_the_causal_mask_has_the_default_dtype(case):
         assert nn.Transformer.generate_square_subsequent_mask(3).dtype == torch.float64
 
 
+@claim("attention.transformer.causal-mask-as-asked")
+@axes(via="eager")
+def test_the_causal_mask_is_made_where_and_as_asked(case):
+    mask = nn.Transformer.generate_square_subsequent_mask(3, device=torch.device("meta"), dtype=torch.float64)
+    assert (mask.shape, mask.device.type, mask.dtype) == ((3, 3), "meta", torch.float64)
+    mask = nn.Transformer.generate_square_subsequent_mask(3, device=case.device, dtype=torch.float16)
+    case.same(mask, torch.as_tensor(reference.causal(3, 3)).to(mask))
+
+
 @claim("attention.encoder-layer.is-causal-needs-a-mask-in-eval")
 @axes(via="eager")
 def test_a_layer_told_of_a_causal_mask_needs_it(case):
