@@ -438,3 +438,28 @@ def weight_norm_wants_memory(patch):
 def channels_are_pruned_by_their_sum(patch):
     """Takes the sum of the magnitudes, whatever norm was asked for."""
     patch.wrap(prune, "_compute_norm", lambda original, t, n, dim: t.abs().transpose(0, dim).flatten(1).sum(1))
+
+
+@mutant("parametrizations.weight-norm.named")
+def first_weight_is_normalised(patch):
+    """Takes the first weight that there is, whatever the name."""
+    patch.wrap(parametrizations, "weight_norm", lambda original, module, name="weight", dim=0: original(
+        module, next(iter(dict(module.named_parameters()))), dim))  # fmt: skip
+
+
+@mutant("parametrizations.pruning.importance")
+def scores_for_nothing(patch):
+    """Takes scores and prunes by the weights."""
+    patch.source(prune.BasePruningMethod.apply, "compute_mask(importance_scores,", "compute_mask(orig,")
+
+
+@mutant("parametrizations.pruning.importance")
+def scores_of_all_for_nothing(patch):
+    """Takes scores of several parameters and prunes by their values."""
+    patch.source(prune.global_unstructured, "importance_scores.get((module, name), ", "importance_scores.get(None, ")
+
+
+@mutant("parametrizations.pruning.random-channels")
+def random_channels_of_the_first_dimension(patch):
+    """Forgets along which dimension the channels lie."""
+    patch.source(prune.RandomStructured.compute_mask, "make_mask(t, self.dim, ", "make_mask(t, 0, ")

@@ -571,6 +571,19 @@ def test_weight_norm_takes_the_last_dimension(case):
     assert layer.parametrizations.weight.original0.shape == (1, 3)
 
 
+@claim("parametrizations.weight-norm.named")
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh"])
+def test_weight_norm_takes_the_weight_that_is_named(case, name):
+    cell = case.module(nn.RNNCell, 3, 4)
+    before = {key: value.detach().clone() for key, value in cell.named_parameters()}
+    parametrizations.weight_norm(cell, name)
+    assert set(cell.parametrizations) == {name}
+    assert set(dict(cell.named_parameters(recurse=False))) == set(before) - {name}
+    case.close(getattr(cell, name), array(before.pop(name)), k=4 / 2 + 3)  # four squares under a root, as in the law
+    for key, value in before.items():
+        case.same(getattr(cell, key).detach(), value)
+
+
 @claim("parametrizations.weight-norm.loads-the-hooks-state")
 def test_state_of_the_hook_loads_into_the_parametrization(case):
     old, new, x = case.module(nn.Linear, 5, 3), nn.Sequential(nn.Linear(5, 3)).to(case.device), case.tensor(2, 5)
@@ -740,3 +753,31 @@ def test_global_pruning_takes_an_iterator(case):
     layer = case.module(nn.Linear, 3, 2)
     prune.global_unstructured(iter([(layer, "weight")]), prune.L1Unstructured, amount=2)
     assert layer.weight_mask.sum() == 4
+
+
+@claim("parametrizations.pruning.importance")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["l1_unstructured", "ln_structured", "global_unstructured"])
+def test_scores_decide_where_they_are_given(case, name):
+    """The scores are greatest where the weights are least."""
+    layer = nn.Linear(2, 3, bias=False, device=case.device)
+    with torch.no_grad():
+        layer.weight.copy_(case.tensor_of([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    scores = 7 - layer.weight.detach()
+    if name == "global_unstructured":
+        prune.global_unstructured([(layer, "weight")], prune.L1Unstructured, {(layer, "weight"): scores}, amount=2)
+    else:
+        options = {"n": 1, "dim": 0} if name == "ln_structured" else {}
+        getattr(prune, name)(layer, "weight", 1 if options else 2, **options, importance_scores=scores)
+    assert layer.weight.tolist() == [[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]
+
+
+@claim("parametrizations.pruning.random-channels")
+@axes(via="eager")
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_whole_channels_are_pruned_at_random(case, dim):
+    layer = case.module(nn.Conv1d, 4, 5, 3)
+    mask = prune.random_structured(layer, "weight", 2, dim).weight_mask
+    channels = mask.movedim(dim, 0).flatten(1)
+    assert (channels == channels[:, :1]).all()
+    assert channels[:, 0].sum() == mask.shape[dim] - 2
