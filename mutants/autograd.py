@@ -1988,6 +1988,13 @@ def gradcheck_sends_gradients_always(patch):
     patch.set(GRADCHECK, "_test_undefined_backward_mode", lambda *a: True)
 
 
+@mutant("autograd.gradcheck.options")
+def gradcheck_takes_tangents_of_any_dtype(patch):
+    """Does not compare dtypes."""
+    name = "_get_analytical_jacobian_forward_ad"
+    patch.source(getattr(GRADCHECK, name), "check_grad_dtypes\n", "False\n")
+
+
 @mutant("autograd.gradcheck.arguments")
 def gradcheck_takes_overlapping_inputs(patch):
     """Perturbs several elements at once where they share memory."""

@@ -744,6 +744,9 @@ FAULTS = {  # name: (the rules, real or complex, options under which it shows, o
     "jvp of complex numbers": (
         {"jvp": lambda a, b, s, t: (2 * s, s.conj() * b + t * a)},
         "complex", {"check_forward_ad": True}, {}, "mismatch"),
+    "dtype of jvp": (
+        {"jvp": lambda a, b, s, t: (2 * s + 0j, s * b + t * a + 0j)}, "real",
+        {"check_forward_ad": True, "check_grad_dtypes": True}, {"check_forward_ad": True}, "dtype mismatch"),
     "backward": (
         {"backward": lambda a, b, g, h: (g, h)}, "real", {"check_forward_ad": True},
         {"check_forward_ad": True, "check_backward_ad": False, "check_undefined_grad": False}, "mismatch"),
@@ -761,6 +764,7 @@ FAULTS = {  # name: (the rules, real or complex, options under which it shows, o
 
 
 @claim("autograd.gradcheck.options")
+@pytest.mark.filterwarnings("ignore:Casting complex values to real")
 @pytest.mark.parametrize("fast_mode", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
 def test_gradcheck_finds_what_its_options_ask_for(case, name, fast_mode):
