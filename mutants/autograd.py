@@ -2585,3 +2585,21 @@ def sorters_are_clamped(patch):
         return original(sequence, values, sorter=sorter.clamp(max=len(sequence) - 1))
 
     patch.wrap(torch, "searchsorted", searchsorted)
+
+
+@mutant("autograd.loss.adaptive-softmax")
+def tails_of_one_width(patch):
+    """Divides by div_value once, however rare the cluster."""
+    patch.source(nn.AdaptiveLogSoftmaxWithLoss.__init__, "self.div_value ** (i + 1)", "self.div_value")
+
+
+@mutant("autograd.loss.adaptive-softmax")
+def head_never_has_a_bias(patch):
+    """Takes head_bias and forgets it."""
+    patch.source(nn.AdaptiveLogSoftmaxWithLoss.__init__, "bias=self.head_bias", "bias=False")
+
+
+@mutant("autograd.distance.pairwise")
+def distance_with_eps_of_its_own(patch):
+    """Hands p and keepdim on and leaves eps out."""
+    patch.source(nn.PairwiseDistance.forward, "self.eps, self.keepdim", "1e-6, self.keepdim")

@@ -65,3 +65,9 @@ def test_cross_entropy_of_two_equals():
 @pytest.mark.parametrize(("reduction", "value"), [("sum", 10.0), ("mean", 2.5), ("batchmean", 5.0)])
 def test_reductions(reduction, value):
     assert reference.reduce(np.array([[1.0, 2.0], [3.0, 4.0]]), reduction) == value
+
+
+def test_adaptive_softmax_shares_the_last_of_the_head_out():
+    head, tail = np.log([[1.0, 2.0, 5.0]]), np.log([[3.0, 7.0]])
+    found = reference.adaptive_log_softmax(head, [tail])
+    np.testing.assert_allclose(np.exp(found), [[1 / 8, 2 / 8, 5 / 8 * 0.3, 5 / 8 * 0.7]], rtol=1e-14)

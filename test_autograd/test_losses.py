@@ -817,3 +817,41 @@ def test_margin_weights_are_read_where_they_lie(case):
     for target, wanted in ((1, 3 * (0.75 + 1.5) / 3), (2, 5 * (0.25 + 0.5) / 3)):
         loss = F.multi_margin_loss(x, whole(case, target), weight=weight, reduction="sum")
         case.close(loss, wanted, k=3)  # a sum, and a division or a product with a rounded third
+
+
+@claim("autograd.distance.pairwise")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_pairwise_distance(case, p):
+    x, y = case.tensor(4, 5), case.tensor(4, 5)
+    wanted = (abs(array(x) - array(y) + 0.25) ** p).sum(1) ** (1 / p)
+    scale = ((abs(array(x)) + abs(array(y)) + 0.25) ** p).sum(1) ** (1 / p)  # of which each difference is a part
+    for keepdim in (False, True):
+        found = F.pairwise_distance(x, y, p, 0.25, keepdim)
+        assert found.shape == ((4, 1) if keepdim else (4,))
+        case.close(found.reshape(4), wanted, k=12, scale=scale)  # difference and eps; powers, five terms, a root
+        case.same(nn.PairwiseDistance(p, 0.25, keepdim)(x, y), found)
+
+
+@claim("autograd.loss.adaptive-softmax")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("head_bias", [False, True])
+def test_adaptive_softmax(case, head_bias):
+    layer = case.module(nn.AdaptiveLogSoftmaxWithLoss, 7, 9, [3, 5], div_value=2.0, head_bias=head_bias)
+    assert [(down.weight.shape, up.weight.shape) for down, up in layer.tail] == [((3, 7), (2, 3)), ((1, 7), (4, 1))]
+    assert (layer.head.bias is not None) == head_bias
+    x, t = case.tensor(5, 7), [0, 2, 3, 4, 8]
+
+    def logits(part):
+        bias = part(array(layer.head.bias)) if head_bias else 0
+        tails = [part(array(x)) @ part(array(down.weight)).T @ part(array(up.weight)).T for down, up in layer.tail]
+        return part(array(x)) @ part(array(layer.head.weight)).T + bias, tails
+
+    law = reference.adaptive_log_softmax(*logits(np.asarray))
+    head, tails = logits(abs)
+    size = 1 + head.max() + max(y.max() for y in tails)
+    # logits of seven and three terms count twice, for they are in the sum too; that sum, exp, log and two differences
+    case.close(layer.log_prob(x), law, k=30, scale=size)
+    output, loss = layer(x, torch.tensor(t, device=case.device))
+    case.close(output, law[range(5), t], k=30, scale=size)
+    case.close(loss, -law[range(5), t].mean(), k=36, scale=size)  # five terms and the quotient

@@ -172,3 +172,13 @@ def cross_entropy(x: Array, target: Array, weight: Array) -> tuple[Array, Array]
 def cross_entropy_gradient(x: Array, target: Array, weight: Array) -> Array:
     """Gradient (N, C) in ``x`` of the sum of the losses."""
     return weight[target][:, None] * (softmax(x) - np.eye(x.shape[1])[target])
+
+
+def adaptive_log_softmax(head: Array, tails: list[Array]) -> Array:
+    """Log probabilities (n, classes) by logits: those of the head (n, first + tails), the last shared out by the tails.
+
+    Logits of a tail are of shape (n, classes in it).
+    """
+    head, *tails = (y - np.log(np.exp(y).sum(1, keepdims=True)) for y in (head, *tails))
+    first = head.shape[1] - len(tails)
+    return np.concatenate([head[:, :first], *(head[:, [first + i]] + y for i, y in enumerate(tails))], 1)
