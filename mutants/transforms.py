@@ -31,6 +31,18 @@ def functional_call_uses_the_module(patch):
         *(args if isinstance(args, tuple) else (args,))))  # fmt: skip
 
 
+@mutant("transforms.functional-call.deprecated-name")
+def old_name_always_ties(patch):
+    """Forgets to hand tie_weights on."""
+    patch.source(nn.utils.stateless.functional_call, "tie_weights=tie_weights", "tie_weights=True")
+
+
+@mutant("transforms.functional-call.deprecated-name")
+def old_name_is_never_strict(patch):
+    """Forgets to hand strict on."""
+    patch.source(nn.utils.stateless.functional_call, "strict=strict", "strict=False")
+
+
 @mutant("transforms.functional-call.buffers-updated-in-the-dict")
 def functional_call_copies_buffers(patch):
     """Hands copies over, so that updates of buffers are lost."""
@@ -218,6 +230,18 @@ def auxiliary_output_is_dropped(patch):
     patch.source(eager_transforms.grad_impl, "grad, (_, aux) = results", "grad, (aux, _) = results")
 
 
+@mutant("transforms.grad.leaves-grad-alone")
+def value_comes_with_the_first_gradient(patch):
+    """Differentiates the first argument, whatever argnums says."""
+    transform(patch, "grad_and_value", lambda original, f, argnums=0, has_aux=False: original(f, 0, has_aux))
+
+
+@mutant("transforms.jacobian.forward-and-reverse")
+def hessian_of_the_first_argument(patch):
+    """Forgets argnums on the way out."""
+    transform(patch, "hessian", lambda original, f, argnums=0: original(f))
+
+
 @mutant("transforms.grad.nested")
 def inner_graph_is_not_made(patch):
     """Does not record the gradient."""
@@ -260,6 +284,13 @@ def modes_may_differ(patch):
 def shared_tensors_are_untied(patch):
     """Replaces a shared tensor in one of its places only."""
     patch.source(functional_call.functional_call, "tie_weights=tie_weights", "tie_weights=False")
+
+
+@mutant("transforms.jacobian.randomness")
+def every_column_is_random_alike(patch):
+    """Draws the same for all columns, whatever was asked."""
+    transform(patch, "jacfwd", lambda original, f, *a, randomness="error", **k: original(
+        f, *a, randomness="same", **k))  # fmt: skip
 
 
 @mutant("transforms.jacobian.forward-and-reverse")

@@ -90,6 +90,22 @@ def test_ties_may_be_left_out_of_account(case):
         func.functional_call(layer, {"0.weight": weight, "1.weight": other}, x)
 
 
+@claim("transforms.functional-call.deprecated-name")
+def test_the_old_name_warns_and_does_the_same(case):
+    layer = case.module(nn.Bilinear, 3, 3, 3)
+    layer.register_parameter("again", layer.bias)
+    x, y, bias = case.tensor(2, 3), case.tensor(2, 3), case.tensor(3)
+
+    def old(given, **options):
+        with pytest.warns((FutureWarning, UserWarning), match="deprecated"):
+            return nn.utils.stateless.functional_call(layer, given, (x,), {"input2": y}, **options)
+
+    case.same(old({"again": bias}), F.bilinear(x, y, layer.weight, bias))
+    case.same(old({"again": bias}, tie_weights=False), layer(x, y))
+    with case.raises(RuntimeError, "(?i)missing key"):
+        old({"bias": bias}, strict=True)
+
+
 @claim("transforms.functional-call.parametrized")
 @pytest.mark.parametrize(("name", "share"), [("weight", 1.0), ("parametrizations.weight.original", 0.5)])
 def test_a_parametrized_weight_is_given_as_it_is_or_before(case, name, share):
@@ -385,6 +401,9 @@ def test_func_grad_returns_and_does_not_store(case):
     case.same(first, y * y)
     case.same(both[0], y * y)
     case.close(both[1], 2 * array(x) * array(y), k=3)  # two products and a sum
+    again, value = func.grad_and_value(lambda x, y: (x * y * y).sum(), argnums=(0, 1))(x, y)
+    assert all(torch.equal(g, h) for g, h in zip(again, both, strict=True))
+    case.same(value.detach(), (x * y * y).sum().detach())
     case.same(aside, y)
     case.same(aux, y)
     assert func.grad_and_value(lambda x: x.sum())(x)[1] == x.sum()
@@ -470,6 +489,7 @@ def test_jacobians(case):
     b = case.tensor(4, 4)
     hessian = func.hessian(lambda x: x @ b @ x)(x)
     case.close(hessian, array(b) + array(b).T, k=2, scale=abs(array(b)) + abs(array(b)).T)  # a product with 1, a sum
+    case.same(func.hessian(lambda v, x: v.sum() + x @ b @ x, argnums=1)(v, x), hessian)
     assert func.jacrev(lambda x: a[:, :, None] * x)(x).shape == (3, 4, 4, 4)
     if hasattr(func, "linearize"):
         y, product = func.linearize(function, x)
@@ -492,6 +512,20 @@ def test_jacobians(case):
     for bad in (x, (x, x)):
         with case.raises((RuntimeError, AssertionError, TypeError), "tangents|primals|tuple|Expected"):
             func.jvp(function, (x,), bad)
+
+
+@claim("transforms.jacobian.randomness")
+@pytest.mark.parametrize("how", [None, "error", "same", "different"])
+def test_randomness_under_jacfwd(case, how):
+    options = {} if how is None else {"randomness": how}
+    jacobian, x = func.jacfwd(lambda x: x.sum() * torch.rand_like(x), **options), case.tensor(5)
+    if how in (None, "error"):
+        with case.raises(RuntimeError, "randomness|random operation"):
+            jacobian(x)
+        return
+    columns = jacobian(x).T  # each is what was drawn for it
+    for other in columns[1:]:
+        assert torch.equal(columns[0], other) == (how == "same")
 
 
 # -- compilers -------------------------------------------------------------------------------------------------------
