@@ -849,6 +849,26 @@ def test_gradcheck_asks_no_gradient_of_a_constant(case):
     assert gradcheck(lambda x: ((2 * x).detach(), 3 * x), doubles(case, 3), fast_mode=True)
 
 
+class Narrow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return (g * 2).float()
+
+
+@claim("autograd.gradcheck.dtype-by-name")
+@pytest.mark.parametrize("fast_mode", [False, True])
+def test_gradcheck_says_that_the_dtype_is_another(case, fast_mode):
+    x = doubles(case, 3)
+    assert gradcheck(Narrow.apply, x, fast_mode=fast_mode, check_grad_dtypes=True)  # autograd has cast it
+    x.grad_dtype = None
+    with case.raises(RuntimeError, "dtype mismatch"):
+        gradcheck(Narrow.apply, x, fast_mode=fast_mode, check_grad_dtypes=True)
+
+
 @claim("autograd.gradcheck.second-look")
 def test_gradcheck_looks_again_by_the_same_step(case):
     x, seen = doubles(case, 2), []
