@@ -67,8 +67,10 @@ def test_every_memory_layout_is_taken(case, leading):
 @claim("linear.linear.formula")
 @axes(dtype=REDUCED, layout=("transposed", "strided", "expanded"))
 def test_every_memory_layout_is_taken_in_low_precision(case):
-    layer, x = case.module(nn.Linear, 17, 5), case.tensor(4, 17)
-    layer.weight = nn.Parameter(case.tensor(5, 17))
+    """Of whole numbers, whose sums are exact even where every step is rounded, as up to 2.0."""
+    layer = case.module(nn.Linear, 17, 5)
+    x, weight, bias = (case.tensor_of(case.rng.integers(-3, 4, shape)) for shape in ((4, 17), (5, 17), 5))
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     judge(case, layer(x), x, layer)
 
 
