@@ -850,6 +850,8 @@ def test_gradcheck_asks_no_gradient_of_a_constant(case):
 
 
 class Narrow(torch.autograd.Function):
+    """Twice its input, with a gradient in float32."""
+
     @staticmethod
     def forward(ctx, x):
         return x * 2
