@@ -6,6 +6,7 @@ Torch is imported only once the options have been read, so that a torch that can
 
 from __future__ import annotations
 
+import atexit
 import gc
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.add_cleanup(partial(gc.set_threshold, *gc.get_threshold()))
     gc.set_threshold(*RARELY)
+    atexit.register(gc.freeze)  # or the ending interpreter looks through all that the run made, 4 % of its time
     try:
         import torch  # noqa: F401
     except Exception as error:
