@@ -141,6 +141,20 @@ def test_exploring_finds_and_shrinks_what_lies_between_the_cases(house, pytester
     pytester.runpytest_inprocess(*words).stdout.fnmatch_lines("*wrong between the listed sizes*")
 
 
+PAIRED = """
+    @claim("house.topic.holds")
+    @axes(dtype="float32")
+    @pytest.mark.parametrize(("channels", "groups"), [(6, 2), (6, 3), (12, 4), (12, 6)])
+    def test_paired(case, channels, groups):
+        assert channels % groups == 0
+"""
+
+
+def test_exploring_leaves_together_what_is_listed_in_pairs(house):
+    pytest.importorskip("hypothesis")
+    house(PAIRED, "--explore", "50").assert_outcomes(passed=1, deselected=3)
+
+
 def test_the_rerun_command_keeps_the_given_parameters(house):
     result = house(EXPLORED, "-k", "float32-64", "--given", '{"size": 40}')
     assert '{"size": 40}' in shlex.split(rerun_of(result))

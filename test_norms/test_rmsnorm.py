@@ -76,7 +76,7 @@ def test_there_is_no_bias(case):
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("at", [0.0, 1e-9, 1e-5, 0.1, 7.0, 1e4])
 def test_eps_is_added_to_the_mean_square(case, at):
-    layer, x = make(case, 17, eps=at), case.tensor(5, 17, spread=np.sqrt(at or 1e-4))
+    layer, x = make(case, 17, eps=at), case.tensor(5, 17, spread=np.sqrt(max(at, 1e-9)))
     judge(case, layer(x), x, (17,), at, layer.weight)
 
 

@@ -1,8 +1,9 @@
 """``--explore N``: Hypothesis looks between the listed cases of every numeric law.
 
 A test that ranges over dtypes is tried at N places more: one of its cases is drawn with another seed, and a parameter
-whose listed values are three numbers or more takes any value between the smallest and the largest. What is found is
-shrunk, and printed as a command; listed as a parameter it becomes a fixed case. Cases alone decide a plain run.
+whose listed values are three numbers or more takes any value between the smallest and the largest. Listed are those of
+the cases that differ in nothing else, for values that are listed in pairs may need each other. What is found is shrunk,
+and printed as a command; listed as a parameter it becomes a fixed case. Cases alone decide a plain run.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ def explore(items: Sequence[Any], attempt: Callable[[Place], None], *, examples:
 
     ``attempt`` raises where the test fails.
     """
-    found = {name: between(listed(items, name)) for name in items[0].callspec.params}
-    ranges = {name: values for name, values in found.items() if values is not None}
     failed: list[Place] = []
+
+    def places(item: Any) -> strategies.SearchStrategy[Place]:
+        given = strategies.fixed_dictionaries({}, optional=ranges(items, item))
+        return strategies.builds(Place, strategies.just(item), strategies.integers(0, LARGEST_SEED), given)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -50,14 +53,7 @@ def explore(items: Sequence[Any], attempt: Callable[[Place], None], *, examples:
         suppress_health_check=list(hypothesis.HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(
-        strategies.builds(
-            Place,
-            strategies.sampled_from(items),
-            strategies.integers(0, LARGEST_SEED),
-            strategies.fixed_dictionaries({}, optional=ranges),
-        )
-    )
+    @hypothesis.given(strategies.sampled_from(items).flatmap(places))
     def search(place: Place) -> None:
         try:
             attempt(place)
@@ -74,10 +70,20 @@ def explore(items: Sequence[Any], attempt: Callable[[Place], None], *, examples:
     return None
 
 
-def listed(items: Sequence[Any], name: str) -> list[Any]:
-    """The different values that the cases give to a parameter."""
-    values = {repr(value): value for value in (item.callspec.params[name] for item in items)}
-    return list(values.values())
+def ranges(items: Sequence[Any], item: Any) -> dict[str, strategies.SearchStrategy[Any]]:
+    """Name to values of the parameters of this case that may take others than listed."""
+    found = {name: between(listed(items, item, name)) for name in item.callspec.params}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def listed(items: Sequence[Any], item: Any, name: str) -> list[Any]:
+    """The different values of a parameter, in those cases of a test that are like this one in all others."""
+
+    def others(case: Any) -> dict[str, str]:
+        return {key: repr(value) for key, value in case.callspec.params.items() if key != name}
+
+    values = [case.callspec.params[name] for case in items if others(case) == others(item)]
+    return list({repr(value): value for value in values}.values())
 
 
 def between(values: Sequence[Any]) -> strategies.SearchStrategy[Any] | None:
