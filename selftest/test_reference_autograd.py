@@ -67,6 +67,14 @@ def test_reductions(reduction, value):
     assert reference.reduce(np.array([[1.0, 2.0], [3.0, 4.0]]), reduction) == value
 
 
+def test_gamma_and_error_function_at_known_places():
+    half = np.array([0.5])
+    # a dozen sums of numbers up to 4, an eps of 2e-16 each
+    np.testing.assert_allclose(reference.digamma(half), -np.euler_gamma - 2 * np.log(2), rtol=1e-14)
+    np.testing.assert_allclose(reference.trigamma(half), np.pi**2 / 2, rtol=1e-14)
+    np.testing.assert_allclose(reference.erf_inverse(half), 0.4769362762044699, rtol=1e-14)
+
+
 def test_adaptive_softmax_shares_the_last_of_the_head_out():
     head, tail = np.log([[1.0, 2.0, 5.0]]), np.log([[3.0, 7.0]])
     found = reference.adaptive_log_softmax(head, [tail])

@@ -89,10 +89,13 @@ FURTHER = {
     "asinh": (np.arcsinh, lambda x: 1 / np.sqrt(1 + x * x)),
     "atanh": (np.arctanh, lambda x: 1 / (1 - x * x)),
     "cosh": (np.cosh, np.sinh),
+    "digamma": (reference.digamma, reference.trigamma),
     "deg2rad": (np.deg2rad, lambda x: np.full(x.shape, math.pi / 180)),
     "erf": (np.vectorize(math.erf), lambda x: 2 / math.pi**0.5 * np.exp(-x * x)),
     "erfc": (np.vectorize(math.erfc), lambda x: -2 / math.pi**0.5 * np.exp(-x * x)),
+    "erfinv": (reference.erf_inverse, lambda x: math.pi**0.5 / 2 * np.exp(reference.erf_inverse(x) ** 2)),
     "hardsigmoid": (lambda x: x / 6 + 0.5, lambda x: np.full(x.shape, 1 / 6)),
+    "lgamma": (np.vectorize(math.lgamma), reference.digamma),
     "log10": (np.log10, lambda x: 1 / (x * math.log(10))),
     "logit": (lambda x: np.log(x / (1 - x)), lambda x: 1 / (x * (1 - x))),
     "rad2deg": (np.rad2deg, lambda x: np.full(x.shape, 180 / math.pi)),
@@ -143,9 +146,10 @@ def test_further_functions_have_their_value_and_derivative(case, name):
     x, g = case.tensor_of(at, requires_grad=True), case.tensor(37)
     y = case.function(function_named(name))(x)
     y.backward(g)
-    # As above. A difference from 1 or from x^2 is no less than a third of its greater term, a log less than 2
-    case.close(y, value(array(x)), k=8, scale=2.0 if name in ("logit", "log10") else None)
-    case.close(x.grad, array(g) * slope(array(x)), k=8)
+    # As above. A difference from 1 or from x^2 is no less than a third of its greater term, a log less than 2, and what
+    # digamma, the slope of lgamma, adds up on its way less than 8
+    case.close(y, value(array(x)), k=8, scale={"logit": 2, "log10": 2, "lgamma": 2, "digamma": 8}.get(name))
+    case.close(x.grad, array(g) * slope(array(x)), k=8, scale=8 * abs(array(g)) if name == "lgamma" else None)
 
 
 @claim("autograd.gradient.elementary-functions")
