@@ -1273,10 +1273,10 @@ def mean_ignores_the_class_weights(patch):
 def ignored_samples_count_in_the_mean(patch):
     """Divides by all samples, the ignored ones included."""
 
-    def cross_entropy(original, x, t, ignore_index=-100, **rest):
-        return (
-            original(x, t, ignore_index=ignore_index, reduction="sum") / len(x) if not rest else original(x, t, **rest)
-        )
+    def cross_entropy(original, x, t, weight=None, ignore_index=-100, **rest):
+        if rest or weight is not None:
+            return original(x, t, weight, ignore_index=ignore_index, **rest)
+        return original(x, t, ignore_index=ignore_index, reduction="sum") / t.numel()
 
     patch.wrap(F, "cross_entropy", cross_entropy)
 

@@ -333,17 +333,23 @@ def test_an_image_with_its_classes_last_has_a_gradient(case, reduction):
 
 @claim("autograd.loss.ignored-samples")
 @axes(dtype=FLOATING)
-@pytest.mark.parametrize("n", [6, 211])
-def test_ignored_samples_count_for_nothing(case, n):
+@pytest.mark.parametrize(
+    ("n", "places", "weighted"), [(6, 1, False), (211, 1, False), (6, 3, False), (6, 1, True), (6, 3, True)]
+)
+def test_ignored_samples_count_for_nothing(case, n, places, weighted):
     x, target, size = classes(case, n)
     target[:4] = torch.tensor([4, 2, 4, 0], device=case.device)
-    kept = array(target) != 4
-    loss = F.cross_entropy(x, target, ignore_index=4)
+    weight = case.tensor_of(case.rng.uniform(0.3, 2, 5)) if weighted else None
+    images = x.view(-1, places, 5).transpose(1, 2).contiguous(), target.view(-1, places)
+    loss = F.cross_entropy(*((x, target) if places == 1 else images), weight=weight, ignore_index=4)
     loss.backward()
-    losses = reference.cross_entropy(array(x), array(target), np.ones(5))[0][kept]
-    case.close(loss, losses.mean(), k=5 + n + 6, scale=(losses + 1).mean())  # sums over classes and samples
-    gradient = reference.cross_entropy_gradient(array(x), array(target), np.ones(5)) * kept[:, None] / kept.sum()
-    case.close(x.grad, gradient, k=5 + 4, scale=(size + 1) / kept.sum())
+    law = array(x), array(target), array(weight) if weighted else np.ones(5)
+    losses, weights = reference.cross_entropy(*law)
+    kept = array(target) != 4
+    total = weights[kept].sum()
+    case.close(loss, losses[kept].sum() / total, k=5 + n + 6, scale=(losses + weights)[kept].sum() / total)  # two sums
+    wanted, scale = reference.cross_entropy_gradient(*law) * kept[:, None], (size + 1) * weights[:, None]
+    case.close(x.grad, wanted / total, k=5 + 6 + 4, scale=scale / total)  # sums over classes and six weights
     assert (x.grad[target == 4] == 0).all()
 
 
