@@ -319,11 +319,17 @@ def test_values_are_cast_to_the_module(case, given):
 
 @claim("state.load.casts")
 @axes(dtype="bfloat16")
-def test_values_are_cast_whatever_the_layout(case):
-    model = case.module(nn.Conv2d, 3, 5, 2).to(memory_format=torch.channels_last)
-    held = {"weight": case.tensor(5, 3, 2, 2, dtype=torch.float32), "bias": case.tensor(5, dtype=torch.float32)}
+@pytest.mark.parametrize(
+    "formats",
+    [(torch.channels_last, torch.contiguous_format), (torch.contiguous_format, torch.channels_last)],
+    ids=["to", "from"],
+)
+def test_values_are_cast_whatever_the_layout(case, formats):
+    model = case.module(nn.Conv2d, 3, 5, 2).to(memory_format=formats[0])
+    weight = case.tensor(5, 3, 2, 2, dtype=torch.float32).contiguous(memory_format=formats[1])
+    held = {"weight": weight, "bias": case.tensor(5, dtype=torch.float32)}
     model.load_state_dict(held)
-    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.weight.is_contiguous(memory_format=formats[0])
     for key, value in model.state_dict().items():
         case.close(value, array(held[key]), k=0.65)  # as above
 
