@@ -68,8 +68,13 @@ def test_a_layout_is_another_order_of_memory(layout, strides):
 
 
 def test_a_dtype_that_makes_no_difference_is_one_that_the_device_has():
-    (point,) = Axes().points("cpu", ("float32", "float64"), ("float64",), ("eager",))
+    (point,) = Axes().points("cpu", ("float32", "float64"), ("float64", "bfloat16"), ("eager",))
     assert point.dtype == "float64"
+
+
+def test_a_dtype_that_makes_no_difference_is_the_same_whichever_are_asked_for():
+    (point,) = Axes().points("cpu", ("bfloat16",), ("float32", "bfloat16"), ("eager",))
+    assert point.dtype == "float32"
 
 
 def test_dtypes_that_the_device_lacks_are_points_all_the_same():

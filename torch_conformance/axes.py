@@ -58,10 +58,10 @@ class Axes:
     def points(self, device: str, dtypes: Sequence[str], able: Sequence[str], vias: Sequence[str]) -> Iterator[Point]:
         """The points of this test on one device, within the dtypes and vias asked for.
 
-        Where the dtype makes no difference, the first that the device is able to compute in stands for all. A costly
-        via runs at the first dtype and layout alone.
+        Where the dtype makes no difference, the first that the device is able to compute in stands for all, whichever
+        are asked for. A costly via runs at the first dtype and layout alone.
         """
-        one = [name for name in dtypes if name in able][:1] or list(dtypes[:1])
+        one = list(able[:1] or dtypes[:1])
         chosen = [name for name in self.dtype if name in dtypes] if self.dtype else one
         for via in vias:
             if via in self.via:

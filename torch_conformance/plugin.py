@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     repeatable("--device", "NAME", "repeatable; default: cpu and the accelerator that torch reports, if any")
     repeatable("--backend", "MODULE", "imported first; registers an out-of-tree device")
-    repeatable("--dtype", "NAME", "repeatable; default: what the device's profile lists")
+    repeatable("--dtype", "NAME", "repeatable, for numeric tests; default: what the device's profile lists")
     repeatable("--via", "NAME", "repeatable; eager (default), functional, vmap, aot, compile, export")
     repeatable("--claim", "GLOB", "repeatable; run only the tests of these claims, as in 'dropout.*'")
     repeatable("--deviations", "FILE", "repeatable; known violations, beside the project's own", type=Path)
