@@ -744,6 +744,23 @@ def bags_of_frozen_rows_learn_nothing(patch):
     patch.wrap(F, "embedding_bag", change)
 
 
+@mutant("linear.convolution.formula")
+def biases_of_convolutions_take_the_mean_of_the_samples(patch):
+    """Divides the gradient of the bias by the number of samples."""
+    patch.wrap(F, "conv2d", lambda o, x, w, b, **options: o(x, w, scaled(b, 1 / len(x)), **options))
+
+
+@mutant("linear.convolution.formula")
+def the_last_group_has_the_filters_of_the_first(patch):
+    """Starts anew with the filters at the last group."""
+
+    def conv2d(original, x, w, b, groups=1, **options):
+        n = w.shape[0] // groups
+        return original(x, torch.cat([w[:-n], w[:n]]) if groups > 1 else w, b, groups=groups, **options)
+
+    patch.wrap(F, "conv2d", conv2d)
+
+
 @mutant("linear.convolution.circular-sample")
 def circular_padding_wants_a_batch(patch):
     """Takes the first of two dimensions for the batch, as torch did until 2.0."""

@@ -28,6 +28,22 @@ def test_bilinear_gradients_by_hand():
     assert [v.tolist() for v in found] == [[[24.0, 30.0]], [[28.0]], [[[6.0], [12.0]]], [2.0]]
 
 
+def test_convolution_by_hand():
+    x, weight, bias = np.arange(1.0, 10).reshape(1, 1, 3, 3), np.array([[[[1.0, 10.0]]]]), np.array([0.5])
+    assert linear.convolution(x, weight, bias)[0, 0].tolist() == [[21.5, 32.5], [54.5, 65.5], [87.5, 98.5]]
+    assert linear.convolution(x, weight, bias, dilation=2)[0, 0].tolist() == [[31.5], [64.5], [97.5]]
+    strided = linear.convolution(x, weight, bias, stride=2, padding=1)
+    assert strided[0, 0].tolist() == [[0.5, 0.5], [40.5, 65.5], [0.5, 0.5]]
+    grouped = linear.convolution(x[:, :, :2, :2].reshape(1, 2, 1, 2), weight.repeat(2, 0), np.array([0.5, 1]), groups=2)
+    assert grouped.ravel().tolist() == [21.5, 55.0]
+
+
+def test_convolution_gradients_by_hand():
+    g, x, weight = np.array([[[[2.0, 3.0]]]]), np.array([[[[1.0, 4.0, 5.0]]]]), np.array([[[[6.0, 7.0]]]])
+    found = linear.convolution_gradients(g, x, weight)
+    assert [v.ravel().tolist() for v in found] == [[12.0, 32.0, 21.0], [14.0, 23.0], [5.0]]
+
+
 def test_embedding_gradient_by_hand():
     g, ids = np.array([[1.0], [2.0], [4.0]]), np.array([1, 1, 0])
     assert linear.embedding_gradient(g, ids, 3).tolist() == [[4.0], [3.0], [0.0]]

@@ -450,6 +450,24 @@ def test_a_lazy_layer_takes_its_input_by_keyword(case):
     assert layer.in_features == 5
 
 
+CONVOLUTIONS = [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "groups": 2}, {"groups": 4}]
+
+
+@claim("linear.convolution.formula")
+@axes(dtype=("float32", "bfloat16"), layout=("contiguous", "channels_last"), via="eager")
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_a_convolution_adds_up_products_with_windows(case, options):
+    """Of whole numbers every sum is exact, in whichever order and dtype."""
+    shapes = ((3, 4, 5, 6), (8, 4 // options.get("groups", 1), 2, 3), (8,))
+    x, weight, bias = (case.tensor_of(case.rng.integers(-2, 3, s), requires_grad=True) for s in shapes)
+    y = F.conv2d(x, weight, bias, **options)
+    case.close(y, reference.convolution(*arrays(x, weight, bias), **options), k=0)
+    y.backward(g := torch.randint_like(y, -1, 2))
+    wanted = reference.convolution_gradients(*arrays(g, x, weight), **options)
+    for t, value in zip((x, weight, bias), wanted, strict=True):
+        case.close(t.grad, value, k=0)
+
+
 @claim("linear.convolution.circular-sample")
 @axes(via="eager")
 def test_circular_padding_takes_a_single_sample(case):

@@ -31,6 +31,37 @@ def bilinear_gradients(
     )
 
 
+def windows(
+    x: np.ndarray, size: tuple[int, int], stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> np.ndarray:
+    """The windows (N, groups, C / groups, h, w, *size) that a convolution sees of x, of shape (N, C, H, W)."""
+    padded = np.pad(x, [(0, 0), (0, 0), (padding, padding), (padding, padding)])
+    spans = [dilation * (n - 1) + 1 for n in size]
+    seen = np.lib.stride_tricks.sliding_window_view(padded, spans, (2, 3))[:, :, ::stride, ::stride]
+    return seen[..., ::dilation, ::dilation].reshape(len(x), groups, -1, *seen.shape[2:4], *size)
+
+
+def convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **options: int) -> np.ndarray:
+    """Sums of the windows' products with weight (out, C / groups, *size), plus bias (out,)."""
+    groups = options.get("groups", 1)
+    filters = weight.reshape(groups, -1, *weight.shape[1:])
+    y = np.einsum("ngchwij,gocij->ngohw", windows(x, weight.shape[2:], **options), filters)
+    return y.reshape(len(x), len(weight), *y.shape[3:]) + bias[:, None, None]
+
+
+def convolution_gradients(
+    g: np.ndarray, x: np.ndarray, weight: np.ndarray, **options: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of ``sum(g * y)`` in x, weight and bias."""
+    groups = options.get("groups", 1)
+    parts = g.reshape(len(g), groups, -1, *g.shape[2:])
+    of_weight = np.einsum("ngchwij,ngohw->gocij", windows(x, weight.shape[2:], **options), parts)
+    shares = np.einsum("ngohw,gocij->ngchwij", parts, weight.reshape(groups, -1, *weight.shape[1:]))
+    places = windows(np.arange(1, x.size + 1).reshape(x.shape), weight.shape[2:], **options)  # zero is the padding
+    of_x = np.bincount(places.ravel(), shares.ravel(), x.size + 1)[1:]
+    return of_x.reshape(x.shape), of_weight.reshape(weight.shape), g.sum((0, 2, 3))
+
+
 def embedding_gradient(
     g: np.ndarray, ids: np.ndarray, rows: int, padding: int | None = None, by_frequency: bool = False
 ) -> np.ndarray:
