@@ -293,9 +293,10 @@ def test_sdpa_draws_nothing_without_dropout(case, rank):
 
 @claim("attention.sdpa.grouped-queries")
 @axes(dtype=PRECISE)
+@pytest.mark.parametrize("wide", [3, 4])  # values as wide as the keys take a kernel of their own
 @pytest.mark.parametrize("heads", [1, 2])
-def test_grouped_queries_share_keys(case, heads):
-    q, k, v = case.tensor(2, 4, 5, 3), case.tensor(2, heads, 7, 3), case.tensor(2, heads, 7, 3)
+def test_grouped_queries_share_keys(case, heads, wide):
+    q, k, v = case.tensor(2, 4, 5, 3), case.tensor(2, heads, 7, 3), case.tensor(2, heads, 7, wide)
     shared = [Rounded(array(t).repeat(4 // heads, 1)) for t in (k, v)]
     within(case, sdpa(case, q, k, v, enable_gqa=True), reference.attention(*rounded(q), *shared))
     with case.raises((RuntimeError, ValueError), "heads|size|divi|shape"):
