@@ -1269,6 +1269,18 @@ def mean_ignores_the_class_weights(patch):
     patch.wrap(F, "cross_entropy", cross_entropy)
 
 
+@mutant("autograd.loss.pixels-are-samples")
+def ignored_pixels_count_in_the_mean(patch):
+    """Divides the losses of images by all pixels, the ignored ones included."""
+
+    def nll_loss(original, x, t, weight=None, reduction="mean", **rest):
+        if x.dim() < 4 or weight is not None or reduction != "mean":
+            return original(x, t, weight, reduction=reduction, **rest)
+        return original(x, t, reduction="sum", **rest) / t.numel()
+
+    patch.wrap(F, "nll_loss", nll_loss)
+
+
 @mutant("autograd.loss.ignored-samples")
 def ignored_samples_count_in_the_mean(patch):
     """Divides by all samples, the ignored ones included."""

@@ -331,6 +331,24 @@ def test_an_image_with_its_classes_last_has_a_gradient(case, reduction):
     case.close(x.grad, array(wanted), k=1)
 
 
+@claim("autograd.loss.pixels-are-samples")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_pixel_is_a_sample(case, reduction, weighted):
+    x, t = case.tensor(2, 5, 3, 4, requires_grad=True), torch.as_tensor(case.rng.integers(0, 5, (2, 3, 4)))
+    t[:, 1, 1:3] = torch.tensor([1, 4])
+    weight = case.tensor_of([0.5, 0.25, 1.0, 2.0, 4.0]) if weighted else None
+    loss = F.nll_loss(x, t.to(case.device), weight, ignore_index=1, reduction=reduction)
+    loss.sum().backward()
+    size = (array(weight)[array(t)] if weighted else 1.0) * (array(t) != 1)
+    size = size / (size.sum() if reduction == "mean" else 1)
+    places = np.eye(5)[array(t)].transpose(0, 3, 1, 2) * size[:, None]
+    losses = (places * array(x)).sum(1)
+    case.close(loss, -losses if reduction == "none" else -losses.sum(), k=24 + 2, scale=abs(losses).sum())
+    case.close(x.grad, -places, k=24 + 2, scale=places)  # a sum of the weights, and a quotient
+
+
 @claim("autograd.loss.ignored-samples")
 @axes(dtype=FLOATING)
 @pytest.mark.parametrize(
