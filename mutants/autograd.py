@@ -2412,6 +2412,32 @@ def ratios_beyond_the_second_are_dropped(patch):
     patch.wrap(F, "fractional_max_pool2d", pool)
 
 
+@mutant("autograd.reduction.averages-at-the-border")
+def averages_always_count_the_padding(patch):
+    """Does not look at the option."""
+    patch.wrap(F, "avg_pool2d", lambda original, *args, **options: original(*args))
+
+
+@mutant("autograd.reduction.greatest-of-nan")
+def pools_leave_nan_out(patch):
+    """Compares with >, which is false beside NaN."""
+    patch.wrap(F, "max_pool2d", lambda original, x, *rest, **options: original(x.nan_to_num(-9), *rest, **options))
+
+
+@mutant("autograd.reduction.adaptive-windows")
+def adaptive_windows_end_where_the_next_begin(patch):
+    """Rounds the end of a window down, too."""
+
+    def pool(original, x, size):
+        by_rows, by_columns = (
+            [slice(n * i // m, n * (i + 1) // m) for i in range(m)] for n, m in zip(x.shape[2:], size, strict=True)
+        )
+        means = [x[:, :, rows, columns].mean((2, 3)) for rows in by_rows for columns in by_columns]
+        return torch.stack(means, -1).view(*x.shape[:2], *size)
+
+    patch.wrap(F, "adaptive_avg_pool2d", pool)
+
+
 @mutant("autograd.gradient.pools-average-in-low-precision")
 def adaptive_averages_add_up_in_low_precision(patch):
     """Adds up in the dtype of the input, where the sum of ones ends at 256."""

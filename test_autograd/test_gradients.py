@@ -795,6 +795,7 @@ def unpooled(x):
 LINEAR_MAPS = {
     "added up": (lambda x: x.cumsum(1), (3, 4)),
     "affine_grid": (lambda x: F.affine_grid(x, (len(x), 1, 2, 3), align_corners=True), (2, 3)),
+    "averaged": (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), (2, 4, 5)),
     "bicubic": (resized("bicubic", align_corners=False), (1, 3, 2)),
     "bilinear": (resized("bilinear", align_corners=True), (2, 2, 3)),
     "bilinear, smoothed": (lambda x: F.interpolate(x, (2, 3), mode="bilinear", antialias=True), (1, 4, 3)),
@@ -819,6 +820,7 @@ LINEAR_MAPS = {
     "sampled volume": (sampled, (1, 2, 2, 2)),
     "trilinear": (resized("trilinear", align_corners=False), (1, 2, 1, 3)),
     "triu": (lambda x: x.triu(1), (3, 4)),
+    "unfolded": (lambda x: x.unfold(1, 3, 1), (5,)),
     "unpooled": (unpooled, (1, 2, 2)),
 }
 
@@ -1016,6 +1018,16 @@ def test_what_is_picked_by_order_gets_the_gradient(case, name):
     np.add.at(expected, (row, array(index).astype(int)), array(g))
     np.add.at(size, (row, array(index).astype(int)), abs(array(g)))
     case.close(x.grad, expected, k=9, scale=size)  # a sum of nine at most
+
+
+@claim("autograd.gradient.picked-by-order")
+@axes(layout=("contiguous", "channels_last"), via="eager")
+def test_what_several_windows_pick_gets_all_their_gradients(case):
+    x = case.tensor(2, 3, 5, 6, requires_grad=True)
+    y, index = F.max_pool2d(x, 3, stride=1, return_indices=True)
+    y.backward(g := case.tensor(*y.shape))
+    places = F.one_hot(index.flatten(2), 30).to(g.dtype) * g.flatten(2)[..., None]
+    case.close(x.grad.flatten(2), array(places).sum(2), k=9, scale=abs(array(places)).sum(2))  # a sum of nine at most
 
 
 @claim("autograd.gradient.clamp")
@@ -1744,6 +1756,36 @@ def test_adaptive_averages_count_every_element(case, d):
     x = torch.ones_like(case.tensor(1, 1, *[1] * (d - 1), 2048))
     found = getattr(F, f"adaptive_avg_pool{d}d")(x, (*[1] * (d - 1), 2))
     case.same(found.flatten(), case.tensor_of([1.0, 1.0]))
+
+
+@claim("autograd.reduction.averages-at-the-border")
+@axes(layout=("contiguous", "channels_last"), via="eager")
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_average_counts_the_padding_or_leaves_it_out(case, counted):
+    x = case.tensor_of(np.ones((2, 3, 4, 4)))
+    found = F.avg_pool2d(x, 3, 2, 1, count_include_pad=counted)
+    wanted = np.array([[4, 6], [6, 9]]) / 9 if counted else np.ones((2, 2))
+    case.close(found, np.broadcast_to(wanted, (2, 3, 2, 2)), k=1)
+
+
+@claim("autograd.reduction.greatest-of-nan")
+@axes(layout=("contiguous", "channels_last"), via="eager")
+def test_a_window_with_nan_gives_nan(case):
+    x, wanted = case.tensor(2, 19, 4, 4), np.zeros((2, 19, 2, 2), bool)
+    x[0, :, 1, 2], wanted[0, :, 0, 1] = math.nan, True
+    assert np.array_equal(F.max_pool2d(x, 2).isnan().cpu(), wanted)
+
+
+@claim("autograd.reduction.adaptive-windows")
+@axes(layout=("contiguous", "channels_last"), via="eager")
+@pytest.mark.parametrize("pool", ["avg", "max"])
+def test_adaptive_windows_overlap_where_the_sizes_do_not_divide(case, pool):
+    x = case.tensor(2, 3, 5, 7)
+    found = getattr(F, f"adaptive_{pool}_pool2d")(x, (3, 4))
+    rows, columns = [(0, 2), (1, 4), (3, 5)], [(0, 2), (1, 4), (3, 6), (5, 7)]
+    reduce = {"avg": np.mean, "max": np.max}[pool]
+    wanted = [[reduce(array(x)[:, :, a:b, c:d], (2, 3)) for c, d in columns] for a, b in rows]
+    case.close(found, np.moveaxis(wanted, (0, 1), (2, 3)), k=9, scale=abs(array(x)).max())  # a mean of nine at most
 
 
 @claim("autograd.gradient.fractional-window")
