@@ -1544,6 +1544,16 @@ def ranking_forgets_the_margin(patch):
     patch.wrap(F, "margin_ranking_loss", lambda o, *rows, margin=0.0, **options: o(*rows, **options))
 
 
+@mutant("autograd.reduction.cosine-of-short-vectors")
+def the_product_of_the_lengths_is_eps_at_least(patch):
+    """Compares eps with the product of both lengths."""
+
+    def cosine(original, x, y, dim, eps):
+        return (x * y).sum(dim) / (x.norm(dim=dim) * y.norm(dim=dim)).clamp_min(eps)
+
+    patch.wrap(F, "cosine_similarity", cosine)
+
+
 @mutant("autograd.loss.cosine-embedding")
 def angles_forget_the_margin(patch):
     """Takes any angle of unlike rows for a cost."""

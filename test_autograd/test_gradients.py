@@ -1490,6 +1490,14 @@ def test_without_a_dimension_elements_are_taken_in_their_order(case):
     case.same(torch.take_along_dim(x, index), x.flatten()[index])
 
 
+@claim("autograd.reduction.cosine-of-short-vectors")
+@axes(dtype=PRECISE, via="eager")
+def test_each_length_is_eps_at_least(case):
+    x, y = case.tensor_of([[3.0, 4.0], [0.3, 0.4]]), case.tensor_of([[0.6, 0.8], [0.6, 0.8]])
+    wanted = np.array([5.0 / (5.0 * 2.0), 0.5 / (2.0 * 2.0)])
+    case.close(F.cosine_similarity(x, y, dim=1, eps=2.0), wanted, k=8)  # a norm, two products and a quotient
+
+
 @claim("autograd.gradient.cosine-below-eps")
 @axes(dtype=PRECISE, via="eager")
 def test_the_cosine_of_a_short_vector_is_linear(case):
