@@ -2506,11 +2506,22 @@ def complex_numbers_are_squared(patch):
     patch.wrap(torch, "reciprocal", lambda original, z: z.conj() / squares(z) if z.is_complex() else original(z))
 
 
-@mutant("autograd.complex.magnitude-gradient", "autograd.complex.angle-gradient")
+@mutant("autograd.complex.magnitude-gradient", "autograd.complex.magnitude-at-zero", "autograd.complex.angle-gradient")
 def directions_are_divided_by_squares(patch):
     """Differentiates the root of a sum of squares, and the quotient of the two parts."""
     patch.wrap(Tensor, "abs", lambda original, z: (z.real * z.real + z.imag * z.imag).sqrt())
     patch.wrap(Tensor, "angle", lambda original, z: torch.atan(z.imag / z.real))
+
+
+@mutant("autograd.complex.resolved-conjugate")
+def conjugates_are_resolved_in_whole_vectors(patch):
+    """Leaves the numbers behind the last whole vector as they were."""
+
+    def resolve(original, z):
+        n = len(z) // 8 * 8
+        return torch.cat([original(z[:n]), original(z[n:].conj())])
+
+    patch.wrap(Tensor, "resolve_conj", resolve)
 
 
 @mutant("autograd.complex.arcs-far")
@@ -2566,6 +2577,12 @@ def bytes_are_resized_without_weights(patch):
 def truth_is_that_of_the_real_part(patch):
     """Drops the imaginary part before it asks."""
     patch.wrap(Tensor, "bool", lambda original, z: original(z.real if z.is_complex() else z))
+
+
+@mutant("autograd.indexing.truth")
+def truth_is_the_lowest_bit(patch):
+    """Holds whole numbers for flags already."""
+    patch.wrap(Tensor, "bool", lambda original, x: original(x if x.is_floating_point() else x % 2))
 
 
 @mutant("autograd.gradient.repeated-in-low-precision")

@@ -1912,6 +1912,23 @@ def test_the_gradient_of_a_magnitude_whose_square_is_beyond_the_range(case, powe
     case.close(x.grad, np.full(64, 0.6 + 0.8j), k=8)  # a magnitude of some rounded steps, and a quotient
 
 
+@claim("autograd.complex.resolved-conjugate")
+@axes(via="eager")
+def test_a_conjugate_is_resolved_as_it_is_copied(case):
+    z = complex_tensor(case, 67).detach()
+    for found in (z.conj().resolve_conj(), torch.empty_like(z).copy_(z.conj())):
+        assert not found.is_conj()
+        case.same(torch.view_as_real(found), torch.stack([z.real, -z.imag], 1))
+
+
+@claim("autograd.complex.magnitude-at-zero")
+@axes(dtype="complex64", via="eager")
+def test_the_magnitude_of_zero_has_no_slope(case):
+    z = torch.zeros_like(case.tensor(19)).requires_grad_()
+    z.abs().sum().backward()
+    case.same(z.grad, torch.zeros_like(z))
+
+
 @claim("autograd.complex.angle-gradient")
 @axes(dtype="complex64", via="eager")
 @pytest.mark.parametrize("power", [-80, 80])
@@ -1969,6 +1986,14 @@ def test_an_imaginary_number_is_true(case):
     assert x.bool().tolist() == [True, False]
     assert x[:1].all(), "all"
     assert x.any(), "any"
+
+
+@claim("autograd.indexing.truth")
+@axes(dtype=FLOATING, via="eager")
+def test_every_number_but_zero_is_true(case):
+    x = case.tensor_of([0.0, 0.25, 2.0, -4.0, math.inf, math.nan])
+    assert x.bool().tolist() == [False] + 5 * [True]
+    assert x[:4].long().bool().tolist() == [False, False, True, True]
 
 
 @claim("autograd.gradient.ldexp-beyond-powers")
