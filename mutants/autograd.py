@@ -971,6 +971,16 @@ def filling_counts_one_place(patch):
     patch.wrap(Tensor, "index_fill", index_fill)
 
 
+@mutant("autograd.indexing.rows-of-any-layout")
+def rows_are_read_in_the_order_of_memory(patch):
+    """Reads a transposed source as if it were contiguous."""
+
+    def index_add(original, x, dim, index, rows):
+        return original(x, dim, index, rows.t().contiguous().view_as(rows) if rows.stride(0) == 1 else rows)
+
+    patch.wrap(Tensor, "index_add", index_add)
+
+
 @mutant("autograd.gradient.picked-by-order")
 def sorting_leaves_the_gradient_in_place(patch):
     """Hands the gradient on in the order of the result."""
@@ -1034,6 +1044,34 @@ def softplus_compares_x_with_its_threshold(patch):
 def extremes_leave_nan_out(patch):
     """Compares with >, which is false beside NaN."""
     patch.wrap(torch, "amax", lambda original, x, *dim: original(x.nan_to_num(nan=-torch.inf), *dim))
+
+
+@mutant("autograd.reduction.scattered")
+def what_was_there_always_counts(patch):
+    """Does not look at the option."""
+    patch.wrap(Tensor, "scatter_reduce", lambda original, *args, include_self: original(*args))
+
+
+@mutant("autograd.reduction.stable-order")
+def a_descending_sort_is_an_ascending_one_reversed(patch):
+    """Reverses the ascending order, and with it that of equals."""
+
+    def sort(original, x, *, dim, descending, stable):
+        found = original(x, dim=dim, descending=False, stable=stable)
+        return [t.flip(dim) for t in found] if descending else found
+
+    patch.wrap(torch, "sort", sort)
+
+
+@mutant("autograd.reduction.logsumexp-of-infinities")
+def the_greatest_is_subtracted_from_itself(patch):
+    """Subtracts the greatest number from all, where it is infinite, too."""
+
+    def logsumexp(original, x, dim):
+        greatest = x.amax(dim, keepdim=True)
+        return original(x - greatest, dim) + greatest.squeeze(dim)
+
+    patch.wrap(torch, "logsumexp", logsumexp)
 
 
 @mutant("autograd.reduction.mean-in-half-range")

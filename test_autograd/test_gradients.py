@@ -527,7 +527,7 @@ def test_joining_tensors_splits_the_gradient(case):
 
 
 @claim("autograd.gradient.joining")
-@axes(layout=("contiguous", "channels_last"))
+@axes(layout=("contiguous", "channels_last", "transposed"))
 def test_joining_images_keeps_their_channels_apart(case):
     x, y = case.tensor(2, 3, 4, 5, requires_grad=True), case.tensor(2, 2, 4, 5, requires_grad=True)
     joined, g = torch.cat([x, y], 1), case.tensor(2, 5, 4, 5)
@@ -608,6 +608,44 @@ def test_extremes_do_not_swallow_nan(case, name):
             assert getattr(torch, name)(x).isnan()
             along = getattr(torch, name)(x.expand(2, 19), 1)
             assert (along if name.startswith("a") else along.values).isnan().all()
+
+
+SCATTERED = {"sum": np.sum, "prod": np.prod, "mean": np.mean, "amax": np.max, "amin": np.min}
+
+
+@claim("autograd.reduction.scattered")
+@axes(dtype=PRECISE, via="eager")
+@pytest.mark.parametrize("included", [True, False])
+@pytest.mark.parametrize("name", SCATTERED)
+def test_rows_are_reduced_with_or_without_what_was_there(case, name, included):
+    x, values, index = case.tensor(4, 3), case.tensor(9, 3), torch.tensor([0, 2, 0, 1, 0, 2, 1, 0, 0]).to(case.device)
+    found = x.scatter_reduce(0, index[:, None].expand(9, 3), values, name, include_self=included)
+    rows = [np.concatenate([array(x)[i : i + included], array(values)[array(index) == i]]) for i in range(3)]
+    wanted, size = (np.stack([SCATTERED[name](f(row), 0) for row in rows]) for f in (np.array, abs))
+    case.close(found[:3], wanted, k=8, scale=size)  # six at most
+    case.same(found[3], x[3])  # to which nothing was scattered
+
+
+@claim("autograd.reduction.stable-order")
+@axes(dtype=FLOATING, via="eager")
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_equals_keep_their_order(case, dim, descending):
+    x = case.tensor_of(case.rng.integers(-2, 3, (37, 67)))
+    values, index = torch.sort(x, dim=dim, descending=descending, stable=True)
+    wanted = np.argsort(array(-x if descending else x), axis=dim, kind="stable")
+    assert np.array_equal(array(index), wanted)
+    assert np.array_equal(array(values), np.take_along_axis(array(x), wanted, dim))
+
+
+@claim("autograd.reduction.logsumexp-of-infinities")
+@axes(dtype=FLOATING, via="eager")
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_sum_of_exponentials_may_be_zero_or_infinite(case, dim):
+    x = case.tensor_of([[-math.inf, -math.inf], [-math.inf, 512.0], [-math.inf, math.inf]])
+    wanted = case.tensor_of([-math.inf, 512.0, math.inf])
+    case.same(torch.logsumexp(x if dim else x.T, dim), wanted)
+    case.same(torch.logaddexp(x[:, 0], x[:, 1]), wanted)
 
 
 @claim("autograd.reduction.mean-in-half-range")
@@ -767,6 +805,25 @@ def test_writing_by_index_parts_the_gradient(case, name):
     of_written = g[index].sum().expand(3) if "fill" in name else g[index]
     case.close(written.grad, array(of_written), k=2, scale=abs(array(g[index])).sum())  # a sum of three
     case.same(x.grad, g if name == "scatter_add" else g.index_fill(0, index, 0.0))
+
+
+ROWS = {
+    "index_add": lambda x, index, rows: x.index_add(0, index, rows),
+    "index_copy": lambda x, index, rows: x.index_copy(0, index, rows),
+    "index_put": lambda x, index, rows: x.index_put((index,), rows, accumulate=True),
+    "scatter": lambda x, index, rows: x.scatter(0, index[:, None].expand_as(rows), rows),
+    "scatter_add": lambda x, index, rows: x.scatter_add(0, index[:, None].expand_as(rows), rows),
+}
+
+
+@claim("autograd.indexing.rows-of-any-layout")
+@axes(layout=("contiguous", "transposed", "strided", "expanded"), via="eager")
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_written_whatever_their_strides(case, name):
+    x, rows, wanted = case.tensor(7, 5), case.tensor(3, 5), np.zeros((7, 5))
+    wanted[[5, 0, 2]] = array(rows)
+    found = ROWS[name](torch.zeros_like(x), torch.tensor([5, 0, 2], device=case.device), rows)
+    case.close(found, wanted, k=0)
 
 
 @claim("autograd.gradient.scattered-whatever-the-strides")
