@@ -654,6 +654,12 @@ def permutations_are_rounded(patch):
     patch.wrap(torch, "randperm", lambda original, n, dtype=torch.int64, **o: original(n, **o).to(dtype))
 
 
+@mutant("init.rng.distributions")
+def rates_are_means(patch):
+    """Takes the rate for the mean."""
+    patch.wrap(torch.Tensor, "exponential_", lambda original, x, rate: original(x, 1 / rate if rate > 0 else rate))
+
+
 @mutant("init.rng.exponential")
 def rates_have_no_sign(patch):
     """Takes the magnitude of the rate, and one for none."""

@@ -719,6 +719,26 @@ def test_a_permutation_needs_a_dtype_that_holds_it(case, length, dtype):
         torch.randperm(length, dtype=getattr(torch, dtype), device=case.device)
 
 
+NORMAL_FIFTH, CAUCHY_FIFTH = 0.8416212335729143, math.tan(0.3 * math.pi)  # a fifth of all lies above
+ABOVE = {  # the arguments, and what share lies above two numbers
+    "cauchy_": ((0.5, 0.3), {0.5 - 0.3 * CAUCHY_FIFTH: 0.8, 0.5 + 0.3 * CAUCHY_FIFTH: 0.2}),
+    "exponential_": ((3.0,), {math.log(1.25) / 3: 0.8, math.log(5) / 3: 0.2}),
+    "geometric_": ((0.2,), {1: 0.8, 3: 0.8**3}),
+    "log_normal_": ((0.5, 0.3), {math.exp(0.5 - 0.3 * NORMAL_FIFTH): 0.8, math.exp(0.5 + 0.3 * NORMAL_FIFTH): 0.2}),
+    "random_": ((3, 13), {4.5: 0.8, 10.5: 0.2}),
+}
+
+
+@claim("init.rng.distributions")
+@axes(dtype=PRECISE, layout=("contiguous", "transposed"), via="eager")
+@pytest.mark.parametrize("name", ABOVE)
+def test_numbers_are_drawn_from_their_distribution(case, name):
+    arguments, shares = ABOVE[name]
+    drawn = getattr(torch.empty_like(case.tensor(29, 38)), name)(*arguments)
+    for bound, share in shares.items():
+        case.binomial((drawn > bound).sum(), drawn.numel(), share)
+
+
 DRAWS = ["uniform", "normal", "log_normal", "exponential", "cauchy", "random"]
 GENERATED = {
     **{f"{name}_": lambda g, name=name: getattr(torch.empty(99), f"{name}_")(generator=g) for name in DRAWS},
