@@ -49,6 +49,16 @@ def test_arguments_go_by_name(args, kwargs, expected):
     assert Replacement("torch.nn.LayerNorm", torch.nn.LayerNorm, own)(*args, **kwargs) == expected
 
 
+def test_arguments_of_a_builtin_go_by_the_names_in_its_docstring():
+    def linear(input, weight):
+        return input, weight
+
+    replacement = Replacement("torch.nn.functional.linear", torch.nn.functional.linear, linear)
+    assert replacement(1, 2, None) == (1, 2)
+    with pytest.raises(NotTaken, match="takes no bias=3"):
+        replacement(1, 2, bias=3)
+
+
 def test_an_argument_that_it_lacks_is_named():
     with pytest.raises(NotTaken, match="takes no elementwise_affine=False"):
         Replacement("torch.nn.LayerNorm", torch.nn.LayerNorm, own)(7, elementwise_affine=False)
@@ -141,3 +151,9 @@ def test_only_tests_about_the_replaced_judge(house, pytester, replace, counts):
     pytester.makepyfile(layers=LAYERS)
     pytester.syspathinsert()
     assert house(TESTS, "--replace", replace).parseoutcomes() == counts
+
+
+def test_what_no_test_asks_for_is_no_pass(house):
+    result = house(TESTS, "--replace", "torch.nn.LayerNorm=torch.nn:LayerNorm")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["no test that ran asks its case for torch.nn.LayerNorm"])

@@ -164,7 +164,7 @@ def test_removal_leaves_a_plain_parameter(case, leave):
     layer = linear(case, Shift())
     original, computed = layer.parametrizations.weight.original.detach().clone(), layer.weight.detach().clone()
     assert parametrize.remove_parametrizations(layer, "weight", leave_parametrized=leave) is layer
-    assert type(layer) is nn.Linear
+    assert type(layer) is type(case.module(nn.Linear, 5, 3))
     assert type(layer.weight) is nn.Parameter
     assert layer.weight.requires_grad
     case.same(layer.weight.detach(), computed if leave else original)
@@ -341,21 +341,22 @@ def test_an_assigned_value_keeps_the_dtype_of_the_original(case):
 
 @claim("parametrizations.registration.class")
 def test_the_class_is_injected_for_this_module_alone(case):
-    layer, other = linear(case, Own(double)), nn.Linear(5, 3)
-    assert isinstance(layer, nn.Linear)
-    assert type(layer) is not nn.Linear
-    assert type(layer).__name__ == "ParametrizedLinear"
-    assert parametrize.type_before_parametrizations(layer) is nn.Linear
-    assert parametrize.type_before_parametrizations(other) is nn.Linear
+    layer, other = linear(case, Own(double)), case.module(nn.Linear, 5, 3)
+    plain = type(other)
+    assert isinstance(layer, plain)
+    assert type(layer) is not plain
+    assert type(layer).__name__ == f"Parametrized{plain.__name__}"
+    assert parametrize.type_before_parametrizations(layer) is plain
+    assert parametrize.type_before_parametrizations(other) is plain
     assert isinstance(layer.parametrizations.weight, parametrize.ParametrizationList)
     parametrize.register_parametrization(layer, "bias", Own(double))
     parametrize.remove_parametrizations(layer, "weight")
     assert parametrize.is_parametrized(layer, "bias")
-    assert type(layer).__name__ == "ParametrizedLinear"
+    assert type(layer).__name__ == f"Parametrized{plain.__name__}"
     case.same(layer.bias, layer.parametrizations.bias.original * 2)
     parametrize.remove_parametrizations(layer, "bias")
-    assert type(layer) is nn.Linear
-    assert not hasattr(nn.Linear, "bias")
+    assert type(layer) is plain
+    assert not hasattr(plain, "bias")
 
 
 @claim("parametrizations.removal.same-parameter")

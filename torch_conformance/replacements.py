@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 from torch_conformance import docs
 from torch_conformance.errors import UsageError
+
+ANY = inspect.signature(lambda *args, **kwargs: None)
 
 
 class NotTaken(Exception):
@@ -34,9 +37,9 @@ class Replacement:
 
     def adapt(self, *args: Any, **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
         """The arguments as the replacement takes them. Raises `NotTaken` for one that it lacks."""
-        law, takes = inspect.signature(self.original), inspect.signature(self.own).parameters
+        law, takes = signature(self.original), inspect.signature(self.own).parameters
         given = law.bind(*args, **kwargs).arguments
-        if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        if law is ANY or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             return list(args), kwargs
         required = [p.name for p in takes.values() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
         foreign = [name for name in given if name not in takes]
@@ -45,6 +48,18 @@ class Replacement:
             if given[name] != law.parameters[name].default:
                 raise NotTaken(f"the replacement of {self.name} takes no {name}={given[name]!r}")
         return positional, {name: value for name, value in given.items() if name in takes}
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Of a builtin Python knows none: the one at the beginning of its docstring stands for it, or `ANY`."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        stated = re.match(r"\w+\((.*?)\) *->", inspect.getdoc(function) or "", re.DOTALL)
+    try:
+        return inspect.signature(eval(f"lambda {' '.join(stated[1].split())}: None")) if stated else ANY
+    except (SyntaxError, NameError):
+        return ANY
 
 
 def parse(text: str) -> Replacement:

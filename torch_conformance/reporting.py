@@ -194,6 +194,8 @@ class Reporting:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.is_worker:
             return
+        if self.settings.replacements and not self.tally.cases and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         self.unmatched = self.unmatched_deviations()
         if self.unmatched and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -214,8 +216,8 @@ class Reporting:
         return surface.collect(cited, self.asked_claims())
 
     def asked_claims(self) -> set[str]:
-        """The claims that the whole suite was asked for; of a part of the suite, those that it ran."""
-        if not is_whole(self.config):
+        """The claims that the whole suite was asked for; of a part of it, or of a replacement, those that it ran."""
+        if self.settings.replacements or not is_whole(self.config):
             return set(self.tally.outcomes)
         return claims_here(self.config, self.settings) & self.settings.selected
 
@@ -233,15 +235,18 @@ class Reporting:
             for entry in self.settings.deviations
             if is_whole(self.config)
             and not self.config.option.dtype
+            and not self.settings.replacements
             and entry.claim in self.tally.outcomes
             and entry.source not in self.tally.excused
             and all(any(fnmatchcase(v, entry.globs.get(axis, "*")) for v in values) for axis, values in ran.items())
         ]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if not self.tally.cases:
-            return
         out = terminalreporter
+        if not self.tally.cases:
+            for replacement in self.settings.replacements:
+                out.line(f"no test that ran asks its case for {replacement.name}", red=True)
+            return
         out.section("score card")
         for line in self.tally.lines():
             out.line(line)
