@@ -279,7 +279,7 @@ def test_the_factorial_of_a_count_beyond_one_is_approximated(case, log_input):
 @claim("autograd.loss.triplet")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.6])
 def test_a_negative_should_be_farther_by_the_margin(case, p, swap):
     anchor, positive, negative = (case.tensor(5, 4) for _ in range(3))
     losses = F.triplet_margin_loss(anchor, positive, negative, margin=0.7, p=p, eps=1e-3, swap=swap, reduction="none")
@@ -845,7 +845,7 @@ def test_margin_weights_are_read_where_they_lie(case):
 
 @claim("autograd.distance.pairwise")
 @axes(dtype=PRECISE, via="eager")
-@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.6])
 def test_pairwise_distance(case, p):
     x, y = case.tensor(4, 5), case.tensor(4, 5)
     wanted = (abs(array(x) - array(y) + 0.25) ** p).sum(1) ** (1 / p)
