@@ -203,7 +203,7 @@ def test_cross_entropy_is_weighted_by_class(case, reduction):
     weight = case.tensor_of(case.rng.uniform(0.3, 2, 5))
     losses, weights = reference.cross_entropy(array(x), array(target), array(weight))
     divisor = weights.sum() if reduction == "mean" else 1.0
-    loss = F.cross_entropy(x, target, weight=weight, reduction=reduction)
+    loss = case.function(F.cross_entropy)(x, target, weight=weight, reduction=reduction)
     loss.sum().backward()
     value, terms = (part if reduction == "none" else part.sum() / divisor for part in (losses, losses + weights))
     case.close(loss, value, k=5 + 19 + 6, scale=terms)  # sums over classes, samples and their weights
@@ -216,7 +216,7 @@ def test_cross_entropy_is_weighted_by_class(case, reduction):
 def test_every_place_of_an_image_is_a_sample(case):
     x, weight = case.tensor(2, 5, 3, 4, requires_grad=True), case.tensor_of(case.rng.uniform(0.3, 2, 5))
     target = torch.as_tensor(case.rng.integers(0, 5, (2, 3, 4))).to(case.device)
-    loss = F.cross_entropy(x, target, weight=weight)
+    loss = case.function(F.cross_entropy)(x, target, weight=weight)
     loss.backward()
     rows, labels = np.moveaxis(array(x), 1, -1).reshape(-1, 5), array(target).ravel()
     losses, weights = reference.cross_entropy(rows, labels, array(weight))
@@ -234,7 +234,7 @@ def test_every_place_of_an_image_is_a_sample(case):
 def test_weights_of_probable_classes_are_not_in_the_divisor(case, reduction):
     x, weight = case.tensor(6, 5, requires_grad=True), case.tensor_of(case.rng.uniform(0.3, 2, 5))
     target = case.tensor_of(case.rng.dirichlet(np.ones(5), 6))
-    loss = F.cross_entropy(x, target, weight=weight, reduction=reduction)
+    loss = case.function(F.cross_entropy)(x, target, weight=weight, reduction=reduction)
     loss.sum().backward()
     shares, logs = array(target) * array(weight), reference.log_softmax(array(x))
     divisor = 6 if reduction == "mean" else 1
@@ -359,7 +359,7 @@ def test_ignored_samples_count_for_nothing(case, n, places, weighted):
     target[:4] = torch.tensor([4, 2, 4, 0], device=case.device)
     weight = case.tensor_of(case.rng.uniform(0.3, 2, 5)) if weighted else None
     images = x.view(-1, places, 5).transpose(1, 2).contiguous(), target.view(-1, places)
-    loss = F.cross_entropy(*((x, target) if places == 1 else images), weight=weight, ignore_index=4)
+    loss = case.function(F.cross_entropy)(*((x, target) if places == 1 else images), weight=weight, ignore_index=4)
     loss.backward()
     law = array(x), array(target), array(weight) if weighted else np.ones(5)
     losses, weights = reference.cross_entropy(*law)
@@ -375,14 +375,14 @@ def test_ignored_samples_count_for_nothing(case, n, places, weighted):
 @axes(dtype=FLOATING)
 def test_label_smoothing_mixes_in_the_uniform_distribution(case):
     x, target, size = classes(case)
-    loss = F.cross_entropy(x, target, label_smoothing=0.3)
+    loss = case.function(F.cross_entropy)(x, target, label_smoothing=0.3)
     loss.backward()
     wanted = 0.7 * np.eye(5)[array(target)] + 0.3 / 5
     losses = -(wanted * reference.log_softmax(array(x))).sum(1)
     case.close(loss, losses.mean(), k=5 + 6 + 6, scale=(losses + 1).mean())  # sums over classes and samples
     case.close(x.grad, (reference.softmax(array(x)) - wanted) / 6, k=5 + 6, scale=(size + 0.06) / 6)  # two more
     x.grad, target[2] = None, 5
-    F.cross_entropy(x, target, label_smoothing=0.3, ignore_index=5).backward()
+    case.function(F.cross_entropy)(x, target, label_smoothing=0.3, ignore_index=5).backward()
     wanted = (reference.softmax(array(x)) - wanted) / 5 * (np.arange(6) != 2)[:, None]
     case.close(x.grad, wanted, k=5 + 6, scale=(size + 0.06) / 5)
 
@@ -677,7 +677,7 @@ def test_ctc_is_differentiated_in_what_it_is_given(case):
 @pytest.mark.parametrize("smoothing", [1.5, -0.5])
 def test_smoothing_out_of_its_range_is_refused(case, smoothing):
     with case.raises((RuntimeError, ValueError), "label_smoothing"):
-        F.cross_entropy(case.tensor(2, 3), whole(case, 0, 1), label_smoothing=smoothing)
+        case.function(F.cross_entropy)(case.tensor(2, 3), whole(case, 0, 1), label_smoothing=smoothing)
 
 
 @claim("autograd.loss.gaussian-variance-of-all")
@@ -823,7 +823,7 @@ def test_certainty_that_is_right_costs_nothing(case):
 @axes(dtype=PRECISE, via="eager")
 def test_what_is_impossible_and_no_target_adds_nothing(case):
     x, t = case.tensor_of([[0.0, -np.inf, 0.0]]), case.tensor_of([[1.0, 0.0, 0.0]])
-    case.close(F.cross_entropy(x, t), np.log(2), k=4)
+    case.close(case.function(F.cross_entropy)(x, t), np.log(2), k=4)
 
 
 @claim("autograd.loss.poisson-gradient-of-no-events")

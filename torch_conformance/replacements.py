@@ -37,7 +37,7 @@ class Replacement:
 
     def adapt(self, *args: Any, **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
         """The arguments as the replacement takes them. Raises `NotTaken` for one that it lacks."""
-        law, takes = signature(self.original), inspect.signature(self.own).parameters
+        law, takes = signature(self.original), signature(self.own).parameters
         given = law.bind(*args, **kwargs).arguments
         if law is ANY or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             return list(args), kwargs
