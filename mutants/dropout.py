@@ -648,6 +648,17 @@ def mask_repeats_every_eight(patch):
     patch.wrap(F, "dropout", dropout)
 
 
+@mutant("dropout.train.elements-independent")
+def channels_of_a_pixel_share_a_number(patch):
+    """Draws one number for all channels of a pixel where they lie side by side in memory."""
+
+    def dropout(original, x, p, train, inplace):
+        by_pixel = train and x.ndim == 4 and not x.is_contiguous()
+        return x * original(torch.ones_like(x[:, :1]), p) if by_pixel else original(x, p, train, inplace)
+
+    patch.wrap(F, "dropout", dropout)
+
+
 @mutant("dropout.train.gradient-uses-the-mask")
 def low_precision_backward_unscaled(patch):
     """Forgets the scale in the backward of bfloat16 alone."""

@@ -186,9 +186,10 @@ def test_elements_are_dropped_independently(case, apart):
 
 
 @claim("dropout.train.elements-independent")
-@pytest.mark.parametrize("dim", [0, 1, 2])
+@axes(layout=("contiguous", "channels_last"))
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
 def test_samples_and_channels_are_independent(case, dim):
-    ones = case.tensor_of([[[1.0]]]).expand(32, 8, 8)
+    ones = case.tensor_of(np.ones((32, 8, 4, 2)))
     first, second = (case.module(nn.Dropout, p=0.3)(ones) == 0).unflatten(dim, (-1, 2)).unbind(dim + 1)
     case.binomial((first & second).sum(), 1024, 0.09)
 
