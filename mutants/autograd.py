@@ -955,6 +955,20 @@ def correction_is_a_flag(patch):
     patch.wrap(torch, "var", lambda o, x, dim, correction: o(x, dim, correction=min(correction, 1)))
 
 
+@mutant("autograd.higher.derivatives")
+def slope_is_a_constant(patch):
+    """Gives an activation no formula for its second derivative: the slope is a number that was kept."""
+
+    def silu(original, x):
+        at = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = original(at)
+            (slope,) = torch.autograd.grad(y.sum(), at)
+        return y.detach() + slope * (x - x.detach())
+
+    patch.wrap(F, "silu", silu)
+
+
 @mutant("autograd.gradient.linear-maps")
 def resizing_shares_the_gradient(patch):
     """Gives every element an equal share of the gradient, as a mean would."""

@@ -137,6 +137,21 @@ def test_activations_have_their_value_and_derivative(case, name):
     case.close(x.grad, array(g) * slope(array(x)), k=8, scale=3 * abs(array(g)))
 
 
+@claim("autograd.higher.derivatives")
+@axes(via="eager")
+@pytest.mark.parametrize("name", [*reference.FUNCTIONS, *ACTIVATIONS])
+def test_second_derivatives_of_elementary_functions(case, name):
+    call, value, slope = ACTIVATIONS.get(name) or (function_named(name), *reference.FUNCTIONS[name])
+    values = np.linspace(0.31, 3.85, 38)  # at a distance from every kink
+    x = case.tensor_of(values if name in POSITIVE else values * (-1) ** np.arange(38), requires_grad=True)
+    (first,) = torch.autograd.grad((x * call(x)).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    behind, ahead = (value(v) + v * slope(v) for v in (array(x) - 1e-5, array(x) + 1e-5))
+    law = (ahead - behind) / 2e-5  # good to some 1e-9
+    # some twenty steps; the inner slopes of tanh and GELU, of the order of x squared, enter with their square
+    case.close(second, law, k=20, scale=(1 + array(x) ** 2) ** 2 + abs(law))
+
+
 @claim("autograd.gradient.elementary-functions")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("name", FURTHER)
