@@ -601,11 +601,13 @@ def test_sum_and_mean_count_every_element(case, dim):
 @claim("autograd.reduction.sums-in-float32")
 @axes(dtype=REDUCED)
 @pytest.mark.parametrize("dim", [0, 1])
-def test_sum_and_mean_count_every_one_in_low_precision(case, dim):
+@pytest.mark.parametrize("first", [0, 2**15])  # which some ones at a time would leave as it is
+def test_sum_and_mean_count_every_one_in_low_precision(case, dim, first):
     n = int(4 / torch.finfo(case.dtype).eps)  # a sum of ones would stop at half of that
-    x = case.tensor_of(np.ones((n, 3) if dim == 0 else (3, n)))
-    case.same(torch.sum(x, dim), torch.full_like(x.select(dim, 0), n))
-    case.same(torch.mean(x, dim), torch.ones_like(x.select(dim, 0)))
+    x = case.tensor_of(np.array([first] + n * [1])[:, None] * np.ones(3))
+    x = x if dim == 0 else x.T.contiguous()
+    case.same(torch.sum(x, dim), torch.full_like(x.select(dim, 0), first + n))
+    case.close(torch.mean(x, dim), np.full(3, (first + n) / (n + 1)), k=1)
 
 
 @claim("autograd.reduction.extremes-of-nan")
