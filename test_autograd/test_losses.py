@@ -325,10 +325,14 @@ def test_unlike_rows_should_have_an_angle(case):
 def test_an_image_with_its_classes_last_has_a_gradient(case, reduction):
     x = case.tensor(2, 3, 4, 5).permute(0, 3, 1, 2).requires_grad_()
     target = torch.as_tensor(case.rng.integers(0, 5, (2, 3, 4))).to(case.device)
-    loss = F.nll_loss(x, target, reduction=reduction)
+    weight = case.tensor_of(case.rng.uniform(0.3, 2, 5))
+    loss = F.nll_loss(x, target, weight, reduction=reduction)
+    shares = np.moveaxis(np.eye(5)[array(target)] * array(weight), -1, 1)
+    shares /= shares.sum() if reduction == "mean" else 1
+    terms = shares * array(x)
+    case.close(loss, -terms.sum(None if reduction == "mean" else 1), k=50, scale=abs(terms).sum())  # two sums of 24
     loss.sum().backward()
-    wanted = -F.one_hot(target, 5).permute(0, 3, 1, 2).to(case.dtype) / (24 if reduction == "mean" else 1)
-    case.close(x.grad, array(wanted), k=1)
+    case.close(x.grad, -shares, k=26)
 
 
 @claim("autograd.loss.pixels-are-samples")
