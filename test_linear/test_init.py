@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -120,6 +121,15 @@ def test_normal(case):
     is_normal(case, init.normal_(case.tensor(29, 38).t(), -3.0, 0.3), 0.3, mean=-3.0)
     small = torch.cat([init.normal_(case.tensor(7), -3.0, 0.3) for _ in range(99)])  # drawn one by one
     is_normal(case, small, 0.3, mean=-3.0)
+
+
+@claim("init.functions.normal")
+@axes(dtype=REDUCED, layout=("contiguous", "transposed"))
+def test_normal_in_low_precision(case):
+    x = init.normal_(case.tensor(29, 38), -3.0, 0.3)
+    for border in (-3.25, -2.75):  # rounded to it or below: at most half a step above, which is eps between 2 and 4
+        p = NormalDist(-3.0, 0.3).cdf(border + torch.finfo(case.dtype).eps)
+        case.binomial(int((x <= border).sum()), x.numel(), p)
 
 
 @claim("init.functions.independent")
