@@ -477,6 +477,19 @@ def test_softmax_and_its_gradient(case, length):
         close_to_softmax(case, name, case.tensor(61, length, requires_grad=True), case.tensor(61, length), -1)
 
 
+@claim("autograd.higher.derivatives")
+@axes(via="eager")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_second_derivatives_of_softmax(case, name):
+    x, g, v = case.tensor(5, requires_grad=True), case.tensor(5), case.tensor(5)
+    (first,) = torch.autograd.grad(getattr(torch, name)(x, 0), x, g, create_graph=True)
+    (second,) = torch.autograd.grad(first, x, v)
+    slope = getattr(reference, f"{name}_gradient")
+    behind, ahead = (slope(array(x) + step * array(v), array(g)) for step in (-1e-5, 1e-5))
+    # products of two shares, each good to ten steps, and sums of five; the law is good to some 1e-9
+    case.close(second, (ahead - behind) / 2e-5, k=32, scale=abs(array(g)).sum() * abs(array(v)).sum())
+
+
 @claim("autograd.gradient.softmax")
 @axes(dtype=PRECISE)
 @pytest.mark.parametrize("dim", [0, 1])

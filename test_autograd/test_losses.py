@@ -82,6 +82,23 @@ def test_the_loss_of_each_element_and_its_gradient(case, name):
         case.close(x.grad, array(g) * slope, k=8, scale=abs(array(g)) * slope_scale)
 
 
+@claim("autograd.higher.derivatives")
+@axes(via="eager")
+@pytest.mark.parametrize("name", CALLS)
+def test_second_derivatives_of_losses(case, name):
+    x, t = operands(case, name, (37,))
+    if name in ("l1", "smooth_l1", "huber"):
+        t = x.detach() + torch.linspace(-2.9, 2.96, 37, device=case.device)  # at a distance from every kink
+    (first,) = torch.autograd.grad((x * CALLS[name](x, t, reduction="none")).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    value, slope = reference.LOSSES[name]
+    behind, ahead = (value(v, array(t)) + v * slope(v, array(t)) for v in (array(x) - 1e-5, array(x) + 1e-5))
+    # some twenty steps; the law is good to 1e-8, and the second derivative of a logarithm is the square of the first
+    case.close(
+        second, (ahead - behind) / 2e-5, k=20, scale=(1 + abs(array(x))) * (1 + sizes(name, array(x), array(t))[1]) ** 2
+    )
+
+
 @claim("autograd.loss.nan-passes")
 @axes(dtype=FLOATING)
 @pytest.mark.filterwarnings("ignore:reduction. .mean")
