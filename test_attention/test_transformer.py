@@ -26,7 +26,7 @@ from test_attention.attending import (
     surroundings,
     within,
 )
-from torch_conformance.axes import PRECISE
+from torch_conformance.axes import PRECISE, UNBATCHED
 from torch_conformance.checks import array, eps
 from torch_conformance.marks import axes, claim, since
 from torch_conformance.switches import switched
@@ -443,6 +443,7 @@ def test_the_fused_layer_runs_under_autocast(case):
 
 
 @claim("attention.encoder-layer.autocast-in-training")
+@axes(via=UNBATCHED)
 @pytest.mark.parametrize("floats", [False, True])
 def test_a_layer_with_padding_trains_under_autocast(case, floats):
     layer, x = encoder_layer(case, batch_first=True).train(), case.tensor(2, 3, WIDTH)

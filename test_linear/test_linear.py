@@ -10,7 +10,7 @@ from torch import nn
 
 from specs.reference import linear as reference
 from test_norms.freezing import frozen, the_others_keep_theirs
-from torch_conformance.axes import FLOATING, PRECISE, REDUCED
+from torch_conformance.axes import FLOATING, PRECISE, REDUCED, UNBATCHED
 from torch_conformance.checks import array, arrays, eps
 from torch_conformance.marks import axes, claim
 
@@ -134,7 +134,7 @@ def test_the_weight_is_transposed_when_computing(case):
 
 
 @claim("linear.linear.calls-functional")
-@axes(dtype=FLOATING, via=("eager", "functional", "aot", "compile", "export"))  # vmap gives the function many weights
+@axes(dtype=FLOATING, via=UNBATCHED)  # vmap gives the function many weights
 @pytest.mark.parametrize("bias", [True, False])
 def test_module_and_function_agree_bit_by_bit(case, bias):
     layer, x = case.module(nn.Linear, 7, 3, bias=bias), case.tensor(2, 4, 7)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_conformance.axes import UNBATCHED
 from torch_conformance.checks import array
 from torch_conformance.marks import axes, claim, since
 
@@ -51,6 +52,7 @@ def test_products_come_out_in_the_autocast_dtype(case, name):
 
 
 @claim("amp.autocast.eligible-operations")
+@axes(via=UNBATCHED)  # vmap takes attention apart
 def test_attention_comes_out_in_the_autocast_dtype(case):
     if not hasattr(F, "scaled_dot_product_attention"):
         raise case.unsupported("scaled_dot_product_attention came with torch 2.0")

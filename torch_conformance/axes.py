@@ -16,6 +16,7 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "expanded")
 COSTLY = ("compile",)  # a case takes seconds here: one dtype and one layout stand for all
 EXTREMES = (0, -1)  # there, the first and the last set of a test's parameters stand for those between
 VIAS = ("eager", "functional", "vmap", "aot", "compile", "export")
+UNBATCHED = tuple(via for via in VIAS if via != "vmap")  # for what says nothing of a batch of calls
 AXES = ("dtype", "layout", "via")
 T = TypeVar("T")
 

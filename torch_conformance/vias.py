@@ -24,7 +24,7 @@ COMPILERS = {"aot": "aot_eager", "compile": "inductor"}
 REFUSES = tuple(
     f"torch.{name}" for name in ("_dynamo", "_inductor", "_export", "export", "fx", "_functorch", "_subclasses")
 )
-WORDS = ("vmap", "batching rule", "functorch", "Dynamo", "torch.compile", "Inductor", "export")
+WORDS = ("vmap", "batching rule", "functorch", "torch.func ", "Dynamo", "torch.compile", "Inductor", "export")
 
 
 def module(layer: M, case: Case) -> M:
