@@ -914,7 +914,6 @@ LINEAR_MAPS = {
     "sampled volume": (sampled, (1, 2, 2, 2)),
     "trilinear": (resized("trilinear", align_corners=False), (1, 2, 1, 3)),
     "triu": (lambda x: x.triu(1), (3, 4)),
-    "unfolded": (lambda x: x.unfold(1, 3, 1), (5,)),
     "unpooled": (unpooled, (1, 2, 2)),
     "windows": (lambda x: x.unfold(1, 3, 2), (7,)),
 }
@@ -1410,8 +1409,6 @@ def test_gradient_of_polar_at_the_origin(case):
 def test_an_infinite_term_takes_the_whole_gradient(case, name):
     x = case.tensor_of([1.0, math.inf], requires_grad=True)
     call = {"logsumexp": lambda x: x.logsumexp(0), "logaddexp": lambda x: torch.logaddexp(*x)}[name]
-    nothing = torch.full_like(x.detach(), -math.inf)
-    case.same(call(nothing), nothing[0])
     call(x).backward()
     case.close(x.grad, np.array([0.0, 1.0]), k=0)
 
