@@ -67,6 +67,11 @@ def test_a_layout_is_another_order_of_memory(layout, strides):
     assert laid.stride() == strides or not laid.is_contiguous()
 
 
+def test_a_numbered_device_is_of_the_kind_that_deviations_name():
+    assert devices.Profile("cuda:1", "", ()).computed_by == "cuda"
+    assert devices.Profile("miniature:0", "", (), kernels="cpu").computed_by == "cpu"
+
+
 def test_a_dtype_that_makes_no_difference_is_one_that_the_device_has():
     (point,) = Axes().points("cpu", ("float32", "float64"), ("float64", "bfloat16"), ("eager",))
     assert point.dtype == "float64"

@@ -194,6 +194,7 @@ def test_collection_refuses(house, tests, words):
         (["--backend", "absent_module"], "--backend absent_module: cannot be imported: ModuleNotFoundError*"),
         (["--mutant", "absent"], "no mutant named 'absent'*"),
         (["--explore", "0"], "--explore 0: at least 1 *"),
+        (["--threads", "0"], "--threads 0: at least 1"),
         (["--given", "[1]"], "--given [[]1]: is no JSON object*"),
         (["--given", '{"size": 3}'], "--given: no test that is left takes size"),
         (["--results", "absent/out.jsonl"], "*absent/out.jsonl*"),

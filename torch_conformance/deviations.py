@@ -52,7 +52,7 @@ class Deviation:
         return self.torch.contains(release(version), prereleases=True)
 
     def matches(self, case: Mapping[str, str]) -> bool:
-        """Whether the entry speaks of this case: its facts as in result files, and the device whose kernels compute."""
+        """Whether the entry speaks of this case: its facts, of the device its kind, and whose kernels compute."""
         return all(fnmatchcase(case[key], glob) for key, glob in self.globs.items())
 
     def describes(self, message: str) -> bool:

@@ -35,9 +35,14 @@ class Profile:
     kernels: str | None = None
 
     @property
+    def kind(self) -> str:
+        """The kind of device, whichever of several it is."""
+        return self.name.partition(":")[0]
+
+    @property
     def computed_by(self) -> str:
-        """The device whose kernels compute for it, and show their deviations here: mostly itself."""
-        return self.kernels or self.name
+        """The kind of device whose kernels compute for it, and show their deviations here: mostly its own."""
+        return self.kernels or self.kind
 
     def header(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}

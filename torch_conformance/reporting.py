@@ -229,7 +229,7 @@ class Reporting:
         """Entries about what ran here that no case matched; known only where the whole suite ran in every case."""
         vias = [via for via in self.settings.vias if via not in COSTLY]
         profiles = self.settings.profiles
-        ran = {"device": [p.name for p in profiles], "kernels": [p.computed_by for p in profiles], "via": vias}
+        ran = {"device": [p.kind for p in profiles], "kernels": [p.computed_by for p in profiles], "via": vias}
         return [
             entry.source
             for entry in self.settings.deviations

@@ -71,8 +71,9 @@ class Settings:
         entries = [entry for name in names for entry in self.deviations_by_claim.get(name, ())]
         if not entries:
             return None
-        kernels = next((p.computed_by for p in self.profiles if p.name == facts["device"]), facts["device"])
-        return next((entry for entry in entries if entry.matches({**facts, "kernels": kernels})), None)
+        kinds = {p.name: {"device": p.kind, "kernels": p.computed_by} for p in self.profiles}
+        where = kinds.get(facts["device"], {"kernels": facts["device"]})
+        return next((entry for entry in entries if entry.matches({**facts, **where})), None)
 
     def header(self) -> dict[str, Any]:
         """The provenance of the run, as the first line of a result file holds it."""
@@ -105,8 +106,13 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
     chapters = claims.load([ROOT / "specs", *own_specs])
     ids = claims.by_id(chapters)
     stated = [devices.load_backend(module) for module in options.backend]
+    if options.threads < 1:
+        raise UsageError(f"--threads {options.threads}: at least 1")
     torch.set_num_threads(options.threads)
-    names = options.device or devices.default_devices()
+    asked = (
+        "cpu" if name == "cpu:0" else name for name in options.device
+    )  # there is one, and torch loads from no other
+    names = list(dict.fromkeys(asked)) or devices.default_devices()
     stated += [devices.load_installed(name) for name in names]
     files = [path for path in [ROOT / "deviations.toml"] if path.exists()] + options.deviations
     return Settings(
@@ -114,7 +120,7 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
         selected=claims.select(ids, options.claim) if options.claim else set(ids),
         profiles=tuple(devices.probe(name, stated) for name in names),
         dtypes=tuple(options.dtype) or DTYPES,
-        vias=tuple(options.via) or ("eager",),
+        vias=tuple(dict.fromkeys(options.via)) or ("eager",),
         seed=options.seed,
         deviations=tuple(
             entry for path in files for entry in deviations.load(path, ids) if entry.speaks_of(torch.__version__)
