@@ -153,6 +153,23 @@ def test_only_tests_about_the_replaced_judge(house, pytester, replace, counts):
     assert house(TESTS, "--replace", replace).parseoutcomes() == counts
 
 
+LISTED = """
+[[deviation]]
+claim = "house.topic.holds"
+shows = "anything"
+reason = "As torch has it."
+observed = "Nothing."
+expires = "2999-01-01"
+"""
+
+
+def test_a_replacement_need_not_have_the_faults_that_are_listed_of_torch(house, pytester):
+    pytester.makepyfile(layers=LAYERS)
+    pytester.syspathinsert()
+    result = house(TESTS, "--replace", "torch.nn.Dropout=layers:Dropout", deviations=LISTED)
+    assert result.parseoutcomes() == {"passed": 1, "unsupported": 1, "unconcerned": 1}
+
+
 def test_what_no_test_asks_for_is_no_pass(house):
     result = house(TESTS, "--replace", "torch.nn.LayerNorm=torch.nn:LayerNorm")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
