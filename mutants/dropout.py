@@ -186,6 +186,16 @@ def native_backward_forgets_the_scale(patch):
     patch.wrap(torch, "native_dropout", native_dropout)
 
 
+@mutant("dropout.train.mask-returned")
+def native_dropout_always_trains(patch):
+    """Drops whether it is told to train or not."""
+
+    def native_dropout(original, x, p, train):
+        return original(x, p, True)
+
+    patch.wrap(torch, "native_dropout", native_dropout)
+
+
 @mutant("dropout.train.second-derivative")
 def backward_cut_off(patch):
     """Detaches the gradient in a hand-written backward, so that it cannot be differentiated again."""

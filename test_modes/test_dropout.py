@@ -247,6 +247,17 @@ def test_native_dropout_returns_its_mask(case):
     case.binomial((~kept).sum(), 311, 0.3)
 
 
+@claim("dropout.train.mask-returned")
+@axes(dtype=FLOATING, via="eager")
+def test_native_dropout_keeps_everything_out_of_training(case):
+    x, gradient = case.tensor(311, requires_grad=True), case.tensor(311)
+    y, kept = torch.native_dropout(x, 0.3, False)
+    y.backward(gradient)
+    assert kept.all()
+    case.same(y, x)
+    case.same(x.grad, gradient)
+
+
 @claim("dropout.train.input-untouched")
 @pytest.mark.parametrize("cls", DROPOUTS)
 def test_training_leaves_its_input_alone(case, cls):
