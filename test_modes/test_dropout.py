@@ -186,11 +186,11 @@ def test_elements_are_dropped_independently(case, apart):
 
 
 @claim("dropout.train.elements-independent")
-@axes(layout=("contiguous", "channels_last"))
-@pytest.mark.parametrize("dim", [0, 1, 2, 3])
-def test_samples_and_channels_are_independent(case, dim):
+@axes(layout=("contiguous", "channels_last", "transposed"))
+@pytest.mark.parametrize(("dim", "apart"), [(0, 1), (0, 16), (1, 1), (1, 4), (2, 1), (2, 2), (3, 1)])
+def test_samples_and_channels_are_independent(case, dim, apart):
     ones = case.tensor_of(np.ones((32, 8, 4, 2)))
-    first, second = (case.module(nn.Dropout, p=0.3)(ones) == 0).unflatten(dim, (-1, 2)).unbind(dim + 1)
+    first, second = (case.module(nn.Dropout, p=0.3)(ones) == 0).unflatten(dim, (-1, 2, apart)).unbind(dim + 1)
     case.binomial((first & second).sum(), 1024, 0.09)
 
 
