@@ -65,11 +65,12 @@ def test_every_memory_layout_is_taken(case, leading):
 
 
 @claim("linear.linear.formula")
-@axes(dtype=REDUCED, layout=("transposed", "strided", "expanded"))
-def test_every_memory_layout_is_taken_in_low_precision(case):
+@axes(dtype=REDUCED, layout=("contiguous", "transposed", "strided", "expanded"))
+@pytest.mark.parametrize("rows", [4, 67])
+def test_every_memory_layout_is_taken_in_low_precision(case, rows):
     """Of whole numbers, whose sums are exact even where every step is rounded, as up to 2.0."""
     layer = case.module(nn.Linear, 17, 5)
-    x, weight, bias = (case.tensor_of(case.rng.integers(-3, 4, shape)) for shape in ((4, 17), (5, 17), 5))
+    x, weight, bias = (case.tensor_of(case.rng.integers(-3, 4, shape)) for shape in ((rows, 17), (5, 17), 5))
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     judge(case, layer(x), x, layer)
 
