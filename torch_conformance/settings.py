@@ -109,9 +109,8 @@ def settle(options: argparse.Namespace, own_specs: list[Path]) -> Settings:
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: at least 1")
     torch.set_num_threads(options.threads)
-    asked = (
-        "cpu" if name == "cpu:0" else name for name in options.device
-    )  # there is one, and torch loads from no other
+    # there is one CPU, and torch loads nothing from a numbered one
+    asked = ["cpu" if name == "cpu:0" else name for name in options.device]
     names = list(dict.fromkeys(asked)) or devices.default_devices()
     stated += [devices.load_installed(name) for name in names]
     files = [path for path in [ROOT / "deviations.toml"] if path.exists()] + options.deviations
