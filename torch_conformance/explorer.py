@@ -8,6 +8,7 @@ and printed as a command; listed as a parameter it becomes a fixed case. Cases a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ def explore(items: Sequence[Any], attempt: Callable[[Place], None], *, examples:
     """
     failed: list[Place] = []
 
+    @functools.cache
     def places(item: Any) -> strategies.SearchStrategy[Place]:
         given = strategies.fixed_dictionaries({}, optional=ranges(items, item))
         return strategies.builds(Place, strategies.just(item), strategies.integers(0, LARGEST_SEED), given)
@@ -82,7 +84,8 @@ def listed(items: Sequence[Any], item: Any, name: str) -> list[Any]:
     def others(case: Any) -> dict[str, str]:
         return {key: repr(value) for key, value in case.callspec.params.items() if key != name}
 
-    values = [case.callspec.params[name] for case in items if others(case) == others(item)]
+    wanted = others(item)
+    values = [case.callspec.params[name] for case in items if others(case) == wanted]
     return list({repr(value): value for value in values}.values())
 
 

@@ -66,13 +66,17 @@ class Settings:
             found.setdefault(entry.claim, []).append(entry)
         return found
 
+    @functools.cached_property
+    def kinds(self) -> dict[str, dict[str, str]]:
+        """Name of a device to what deviations say of it: its kind, and the kind whose kernels compute."""
+        return {p.name: {"device": p.kind, "kernels": p.computed_by} for p in self.profiles}
+
     def deviation_of(self, names: list[str], facts: dict[str, str]) -> Deviation | None:
         """The listed deviation that speaks of this case, if any."""
         entries = [entry for name in names for entry in self.deviations_by_claim.get(name, ())]
         if not entries:
             return None
-        kinds = {p.name: {"device": p.kind, "kernels": p.computed_by} for p in self.profiles}
-        where = kinds.get(facts["device"], {"kernels": facts["device"]})
+        where = self.kinds.get(facts["device"], {"kernels": facts["device"]})
         return next((entry for entry in entries if entry.matches({**facts, **where})), None)
 
     def header(self) -> dict[str, Any]:
