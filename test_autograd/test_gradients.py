@@ -89,8 +89,8 @@ FURTHER = {
     "asinh": (np.arcsinh, lambda x: 1 / np.sqrt(1 + x * x)),
     "atanh": (np.arctanh, lambda x: 1 / (1 - x * x)),
     "cosh": (np.cosh, np.sinh),
-    "digamma": (reference.digamma, reference.trigamma),
     "deg2rad": (np.deg2rad, lambda x: np.full(x.shape, math.pi / 180)),
+    "digamma": (reference.digamma, reference.trigamma),
     "erf": (np.vectorize(math.erf), lambda x: 2 / math.pi**0.5 * np.exp(-x * x)),
     "erfc": (np.vectorize(math.erfc), lambda x: -2 / math.pi**0.5 * np.exp(-x * x)),
     "erfinv": (reference.erf_inverse, lambda x: math.pi**0.5 / 2 * np.exp(reference.erf_inverse(x) ** 2)),
@@ -146,8 +146,7 @@ def test_second_derivatives_of_elementary_functions(case, name):
     x = case.tensor_of(values if name in POSITIVE else values * (-1) ** np.arange(38), requires_grad=True)
     (first,) = torch.autograd.grad((x * call(x)).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
-    behind, ahead = (value(v) + v * slope(v) for v in (array(x) - 1e-5, array(x) + 1e-5))
-    law = (ahead - behind) / 2e-5  # good to some 1e-9
+    law = reference.along(lambda v: value(v) + v * slope(v), array(x))
     # some twenty steps; the inner slopes of tanh and GELU, of the order of x squared, enter with their square
     case.close(second, law, k=20, scale=(1 + array(x) ** 2) ** 2 + abs(law))
 
@@ -485,9 +484,9 @@ def test_second_derivatives_of_softmax(case, name):
     (first,) = torch.autograd.grad(getattr(torch, name)(x, 0), x, g, create_graph=True)
     (second,) = torch.autograd.grad(first, x, v)
     slope = getattr(reference, f"{name}_gradient")
-    behind, ahead = (slope(array(x) + step * array(v), array(g)) for step in (-1e-5, 1e-5))
-    # products of two shares, each good to ten steps, and sums of five; the law is good to some 1e-9
-    case.close(second, (ahead - behind) / 2e-5, k=32, scale=abs(array(g)).sum() * abs(array(v)).sum())
+    law = reference.along(lambda u: slope(u, array(g)), array(x), array(v))
+    # products of two shares, each good to ten steps, and sums of five
+    case.close(second, law, k=32, scale=abs(array(g)).sum() * abs(array(v)).sum())
 
 
 @claim("autograd.gradient.softmax")

@@ -92,11 +92,9 @@ def test_second_derivatives_of_losses(case, name):
     (first,) = torch.autograd.grad((x * CALLS[name](x, t, reduction="none")).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     value, slope = reference.LOSSES[name]
-    behind, ahead = (value(v, array(t)) + v * slope(v, array(t)) for v in (array(x) - 1e-5, array(x) + 1e-5))
-    # some twenty steps; the law is good to 1e-8, and the second derivative of a logarithm is the square of the first
-    case.close(
-        second, (ahead - behind) / 2e-5, k=20, scale=(1 + abs(array(x))) * (1 + sizes(name, array(x), array(t))[1]) ** 2
-    )
+    law = reference.along(lambda v: value(v, array(t)) + v * slope(v, array(t)), array(x))
+    # some twenty steps; the second derivative of a logarithm is the square of the first
+    case.close(second, law, k=20, scale=(1 + abs(array(x))) * (1 + sizes(name, array(x), array(t))[1]) ** 2)
 
 
 @claim("autograd.loss.nan-passes")
